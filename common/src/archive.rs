@@ -1,0 +1,1 @@
+//! The archive check: what an uploaded `tar.gz` holds, decided before anything of it is unpacked.

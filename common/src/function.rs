@@ -1,0 +1,69 @@
+//! Functions and their deployments, as gateway and agent speak of them.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::digest::Digest;
+use crate::ids::{DeploymentId, FunctionId};
+use crate::names::RuntimeName;
+
+/// Who may invoke a function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Access {
+    /// Its owner, with a JWT.
+    Private,
+    /// Anyone.
+    Public,
+}
+
+/// What one invocation may use, after the operator's ceilings were applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Limits {
+    /// Wall-clock time of one invocation, in milliseconds.
+    pub timeout_ms: u32,
+    /// Memory of one sandbox, in MiB; there is no swap.
+    pub memory_mb: u32,
+    /// Invocations at once, over all nodes.
+    pub concurrency: u32,
+}
+
+/// What a node has to know to build and run one version of a function. Immutable: a change of anything in it
+/// is a new deployment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeploymentSpec {
+    /// The version's id.
+    pub deployment: DeploymentId,
+    /// The function that it is a version of.
+    pub function: FunctionId,
+    /// 1, 2, …
+    pub version: u32,
+    /// The language, by the name of its file.
+    pub runtime: RuntimeName,
+    /// The file that starts it, relative to the archive's root.
+    pub entrypoint: String,
+    /// The archive, by its SHA-256.
+    pub archive: Digest,
+    /// The single top folder of the archive that is stripped, if it has one.
+    pub archive_root: Option<String>,
+    /// What one invocation may use.
+    pub limits: Limits,
+    /// The function's own environment.
+    pub env: BTreeMap<String, String>,
+    /// Whether its sandboxes have a network.
+    pub egress: bool,
+}
+
+/// A function's state, as its owner sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// The first version is being built, or none was ever built.
+    Building,
+    /// A version serves.
+    Active,
+    /// No version ever served: the first build failed.
+    Failed,
+}

@@ -1,0 +1,19 @@
+//! What the gateway and the node agent both have to know: typed ids and names, the domain types that cross
+//! the link, the agent protocol, the archive check, the error table, telemetry.
+//!
+//! This crate knows no database, no web framework and no container engine.
+
+pub mod archive;
+pub mod base64;
+pub mod digest;
+pub mod error;
+pub mod function;
+pub mod ids;
+pub mod invocation;
+pub mod manifest;
+pub mod names;
+pub mod ops;
+pub mod protocol;
+pub mod runtime;
+pub mod settings;
+pub mod telemetry;

@@ -1,0 +1,208 @@
+//! `dartcloud.toml` and the `settings` of a deploy: what a user asks for, and what the operator lets him have.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use crate::function::{Access, Limits};
+use crate::names::RuntimeName;
+
+/// The manifest's file name, at the archive's root.
+pub const FILE: &str = "dartcloud.toml";
+
+/// Largest manifest, in bytes.
+pub const MAX_BYTES: usize = 64 * 1024;
+
+/// What a user asks for. Every field is optional; unknown ones are refused.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// Found by the archive's files when absent.
+    pub runtime: Option<RuntimeName>,
+    /// The file that starts the function; the runtime's first one that exists when absent.
+    pub entrypoint: Option<String>,
+    /// How the function is called.
+    pub contract: Option<Contract>,
+    /// Who may invoke it; `private` when absent.
+    pub access: Option<Access>,
+    /// Milliseconds.
+    pub timeout_ms: Option<u32>,
+    /// MiB.
+    pub memory_mb: Option<u32>,
+    /// Invocations at once, over all nodes.
+    pub concurrency: Option<u32>,
+    /// Whether it may open connections; `false` when absent.
+    pub egress: Option<bool>,
+    /// Environment variables.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+}
+
+/// How a function is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Contract {
+    /// A process per call, `/request.json` in and `/result.json` out.
+    File,
+}
+
+/// The sentence says which field and what it may be.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct InvalidManifest(String);
+
+/// What functions get that ask for nothing, and what they may ask for at most. See `design.md`, *Settings*.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct Ceilings {
+    /// Time limit of a function that names none, in seconds.
+    #[arg(long, env = "FUNCTION_TIMEOUT_SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    pub function_timeout_seconds: u32,
+    /// Memory of a function that names none, in MiB.
+    #[arg(long, env = "FUNCTION_MAX_MEMORY_MB", default_value_t = 128, value_parser = clap::value_parser!(u32).range(16..))]
+    pub function_max_memory_mb: u32,
+    /// Invocations at once of a function that names no number.
+    #[arg(long, env = "FUNCTION_MAX_CONCURRENT", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    pub function_max_concurrent: u32,
+    /// Longest time limit that a function may ask for, in seconds.
+    #[arg(long, env = "FUNCTION_CEILING_TIMEOUT_SECONDS", default_value_t = 900, value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    pub function_ceiling_timeout_seconds: u32,
+    /// Most memory that a function may ask for, in MiB.
+    #[arg(long, env = "FUNCTION_CEILING_MEMORY_MB", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(16..))]
+    pub function_ceiling_memory_mb: u32,
+    /// Most invocations at once that a function may ask for.
+    #[arg(long, env = "FUNCTION_CEILING_CONCURRENT", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub function_ceiling_concurrent: u32,
+}
+
+impl Manifest {
+    /// Reads a `dartcloud.toml`.
+    ///
+    /// # Errors
+    /// It is not TOML, or has a field that is unknown or of the wrong kind.
+    pub fn from_toml(text: &str) -> Result<Self, InvalidManifest> {
+        let manifest: Self = toml::from_str(text)
+            .map_err(|error| InvalidManifest(format!("{FILE}: {}", error.to_string().trim_end())))?;
+        manifest.checked(FILE)
+    }
+
+    /// Reads the `settings` of a deploy.
+    ///
+    /// # Errors
+    /// It is not JSON, or has a field that is unknown or of the wrong kind.
+    pub fn from_json(text: &str) -> Result<Self, InvalidManifest> {
+        let manifest: Self =
+            serde_json::from_str(text).map_err(|error| InvalidManifest(format!("settings: {error}")))?;
+        manifest.checked("settings")
+    }
+
+    /// `self` with everything that `over` names taken from `over`; environments are joined.
+    #[must_use]
+    pub fn overridden_by(self, over: Self) -> Self {
+        let mut env = self.env;
+        env.extend(over.env);
+        Self {
+            runtime: over.runtime.or(self.runtime),
+            entrypoint: over.entrypoint.or(self.entrypoint),
+            contract: over.contract.or(self.contract),
+            access: over.access.or(self.access),
+            timeout_ms: over.timeout_ms.or(self.timeout_ms),
+            memory_mb: over.memory_mb.or(self.memory_mb),
+            concurrency: over.concurrency.or(self.concurrency),
+            egress: over.egress.or(self.egress),
+            env,
+        }
+    }
+
+    /// The limits that the function gets, and a message for each wish that the operator's ceiling cut.
+    #[must_use]
+    pub fn limits(&self, ceilings: &Ceilings) -> (Limits, Vec<String>) {
+        let mut messages = Vec::new();
+        let mut cap = |name: &str, wish: Option<u32>, default: u32, ceiling: u32| {
+            let value = wish.unwrap_or(default);
+            if value > ceiling {
+                messages.push(format!("{name} = {value} is over this platform's ceiling: {ceiling} is used"));
+            }
+            value.min(ceiling)
+        };
+        let limits = Limits {
+            timeout_ms: cap(
+                "timeout_ms",
+                self.timeout_ms,
+                ceilings.function_timeout_seconds.saturating_mul(1000),
+                ceilings.function_ceiling_timeout_seconds.saturating_mul(1000),
+            ),
+            memory_mb: cap(
+                "memory_mb",
+                self.memory_mb,
+                ceilings.function_max_memory_mb,
+                ceilings.function_ceiling_memory_mb,
+            ),
+            concurrency: cap(
+                "concurrency",
+                self.concurrency,
+                ceilings.function_max_concurrent,
+                ceilings.function_ceiling_concurrent,
+            ),
+        };
+        (limits, messages)
+    }
+
+    fn checked(self, source: &str) -> Result<Self, InvalidManifest> {
+        let refuse = |sentence: String| Err(InvalidManifest(format!("{source}: {sentence}")));
+        if self.timeout_ms == Some(0) || self.concurrency == Some(0) {
+            return refuse("timeout_ms and concurrency are at least 1".into());
+        }
+        if self.memory_mb.is_some_and(|memory| memory < MIN_MEMORY_MB) {
+            return refuse(format!("memory_mb is at least {MIN_MEMORY_MB}"));
+        }
+        for (name, value) in &self.env {
+            let plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
+            if name.is_empty()
+                || name.len() > 128
+                || !name.chars().all(plain)
+                || name.starts_with(|c: char| c.is_ascii_digit())
+            {
+                return refuse(format!("env name `{name}` is not valid: use letters, digits and `_`"));
+            }
+            if value.len() > MAX_ENV_VALUE_BYTES || value.contains('\0') {
+                return refuse(format!("env value of `{name}` is over {MAX_ENV_VALUE_BYTES} bytes or holds a NUL"));
+            }
+        }
+        if self.env.len() > MAX_ENV_NAMES {
+            return refuse(format!("env has more than {MAX_ENV_NAMES} names"));
+        }
+        Ok(self)
+    }
+}
+
+/// Least memory of a function, in MiB: what the runner and a shell need.
+pub const MIN_MEMORY_MB: u32 = 16;
+const MAX_ENV_NAMES: usize = 100;
+const MAX_ENV_VALUE_BYTES: usize = 4096;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(toml: &str, expected: Result<(), &str>) {
+        match (Manifest::from_toml(toml), expected) {
+            (Ok(_), Ok(())) => {}
+            (Err(error), Err(part)) => assert!(error.to_string().contains(part), "{error} has no {part}"),
+            (got, expected) => panic!("{toml:?}: {got:?}, expected {expected:?}"),
+        }
+    }
+
+    #[test]
+    fn fields() {
+        check("", Ok(()));
+        check("runtime = 'python'\nentrypoint = 'a.py'\naccess = 'public'\n[env]\nA = 'b'", Ok(()));
+        check("color = 'red'", Err("unknown field `color`"));
+        check("timeout_ms = 0", Err("at least 1"));
+        check("memory_mb = 1", Err("at least 16"));
+        check("timeout_ms = -1", Err("invalid value"));
+        check("runtime = 'No Such'", Err("runtime"));
+        check("contract = 'carrier-pigeon'", Err("unknown variant"));
+        check("[env]\n'1A' = 'x'", Err("not valid"));
+        check("= 1", Err("dartcloud.toml"));
+    }
+}

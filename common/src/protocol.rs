@@ -1,0 +1,209 @@
+//! The agent protocol: all that gateway and agent say to each other.
+//!
+//! The agent dials every connection, and each begins with one line of JSON, a [`Hello`], that says what it is for:
+//!
+//! - [`Kind::Control`]: length-prefixed JSON frames both ways ([`AgentMessage`], [`GatewayMessage`]).
+//! - [`Kind::Work`]: HTTP/1.1 on which the *gateway* is the client. A request bears [`ORDER`]: an invocation is
+//!   the client's request with the headers below; a build is a `POST` of a [`DeploymentSpec`] answered by lines
+//!   of [`BuildEvent`].
+//! - [`Kind::Calls`]: HTTP/1.1 on which the *agent* is the client: archives, builds, deployments, records
+//!   (see [`calls`]).
+
+use serde::{Deserialize, Serialize};
+
+use crate::function::DeploymentSpec;
+use crate::ids::{DeploymentId, NodeId};
+
+/// The protocol's version. A gateway takes this one and the one before.
+pub const VERSION: u32 = 1;
+
+/// Longest [`Hello`] line, in bytes, its newline included.
+pub const MAX_HELLO_BYTES: usize = 4096;
+
+/// Longest frame of a control stream, in bytes.
+pub const MAX_FRAME_BYTES: usize = 1024 * 1024;
+
+/// The first line of every link connection.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// [`VERSION`] of the agent.
+    pub protocol: u32,
+    /// Who dials.
+    pub node: NodeId,
+    /// What the connection is for.
+    pub kind: Kind,
+}
+
+/// What a link connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// Heartbeats, state and orders.
+    Control,
+    /// Requests of the gateway to the agent.
+    Work,
+    /// Requests of the agent to the gateway.
+    Calls,
+}
+
+/// What an agent says on its control stream.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "type")]
+pub enum AgentMessage {
+    /// Who the node is; first on every control stream.
+    Register {
+        /// The machine's name, for people.
+        name: String,
+        /// Most link connections that the agent opens.
+        max_connections: u32,
+        /// The deployments that it has sandboxes of: those that nobody wants are answered by `Retire`.
+        deployments: Vec<DeploymentId>,
+    },
+    /// Every [`HEARTBEAT_MS`].
+    Heartbeat(NodeState),
+}
+
+/// Milliseconds between two heartbeats.
+pub const HEARTBEAT_MS: u64 = 1000;
+
+/// What a node has and does; placement decides by it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeState {
+    /// Invocations under way.
+    pub busy: u32,
+    /// Sandboxes, by deployment, that are warm or busy.
+    pub warm: Vec<DeploymentId>,
+    /// Memory that sandboxes may use on this node, in MiB.
+    pub memory_total_mb: u64,
+    /// Memory that its sandboxes are granted, in MiB.
+    pub memory_used_mb: u64,
+    /// Records in the spool that the store does not have yet.
+    pub spooled_records: u64,
+}
+
+/// What a gateway says on a control stream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "type")]
+pub enum GatewayMessage {
+    /// The answer to `Register`.
+    Welcome {
+        /// [`VERSION`] of the gateway.
+        protocol: u32,
+    },
+    /// Open this many more [`Kind::Work`] connections, as far as the agent's limit allows.
+    Dial {
+        /// How many.
+        connections: u32,
+    },
+    /// These deployments get no more calls: let their sandboxes finish, then remove them.
+    Retire {
+        /// Which.
+        deployments: Vec<DeploymentId>,
+    },
+    /// The gateway will not have this agent; the sentence says why and what to do.
+    Refused {
+        /// For the agent's log.
+        reason: String,
+    },
+}
+
+/// Header of a request on a [`Kind::Work`] connection: [`ORDER_INVOKE`] or [`ORDER_BUILD`].
+pub const ORDER: &str = "dartcloud-order";
+/// The request is an invocation. Its method, path, query, headers and body are the client's.
+pub const ORDER_INVOKE: &str = "invoke";
+/// The request is a build.
+pub const ORDER_BUILD: &str = "build";
+/// Header of an invocation: the deployment's id.
+pub const DEPLOYMENT: &str = "dartcloud-deployment";
+/// Header of an invocation: its id, which is the client's request id.
+pub const INVOCATION: &str = "dartcloud-invocation";
+/// Header of an invocation: [`FORM_HTTP`] or [`FORM_ENVELOPE`].
+pub const FORM: &str = "dartcloud-form";
+/// The client's request is the function's request, and the function's answer is the client's.
+pub const FORM_HTTP: &str = "http";
+/// The request's body is `{body, query, headers, method, path}`, the answer `{"success":true,"result":…}`.
+pub const FORM_ENVELOPE: &str = "envelope";
+/// Header of an invocation's answer: [`Outcome::word`](crate::invocation::Outcome::word). The answer's status,
+/// headers and body are what the client gets; for a failure that is the finished error body.
+pub const OUTCOME: &str = "dartcloud-outcome";
+/// Header of an invocation's answer: its phases at the agent, in the form of `Server-Timing`.
+pub const TIMING: &str = "dartcloud-timing";
+/// Every header that begins so is ours: dropped from what clients and functions send.
+pub const OWN_HEADER_PREFIX: &str = "dartcloud-";
+
+/// One line of a build's answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "type")]
+pub enum BuildEvent {
+    /// A line that the build printed, without its newline.
+    Log {
+        /// The text.
+        line: String,
+    },
+    /// The build is ready on the node; the last line.
+    Built {
+        /// How long it took, in milliseconds; near 0 when it was cached.
+        build_ms: u64,
+        /// Whether the node had it already.
+        cached: bool,
+    },
+    /// The build's own command failed, or ran out of time, memory or output: the user's to mend. The last line.
+    Failed {
+        /// One sentence.
+        reason: String,
+    },
+    /// The node could not run the build: the platform's to mend. The last line.
+    Error {
+        /// One sentence, for the log.
+        reason: String,
+    },
+}
+
+/// Paths of the requests that an agent makes on a [`Kind::Calls`] connection.
+pub mod calls {
+    use crate::digest::Digest;
+    use crate::ids::DeploymentId;
+
+    /// `GET`: the archive's bytes.
+    pub const ARCHIVES: &str = "/archives/";
+    /// `GET`, `PUT`: a build as a `tar.gz`. `GET` is 404 when no node has stored it.
+    pub const BUILDS: &str = "/builds/";
+    /// `GET`: a [`DeploymentSpec`](crate::function::DeploymentSpec) as JSON; 404 when nothing serves it.
+    pub const DEPLOYMENTS: &str = "/deployments/";
+    /// `POST`: a JSON array of [`Record`](crate::invocation::Record)s; 204 when the store has them all.
+    pub const RECORDS: &str = "/records";
+
+    /// The path of an archive.
+    #[must_use]
+    pub fn archive(digest: Digest) -> String {
+        format!("{ARCHIVES}{digest}")
+    }
+
+    /// The path of a build.
+    #[must_use]
+    pub fn build(digest: Digest) -> String {
+        format!("{BUILDS}{digest}")
+    }
+
+    /// The path of a deployment.
+    #[must_use]
+    pub fn deployment(id: DeploymentId) -> String {
+        format!("{DEPLOYMENTS}{id}")
+    }
+}
+
+/// The body of a build's `POST`.
+pub type BuildOrder = DeploymentSpec;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hello_fits_its_limit() {
+        let hello = Hello { protocol: VERSION, node: NodeId::new(), kind: Kind::Control };
+        let line = serde_json::to_string(&hello).unwrap();
+        assert!(line.len() < MAX_HELLO_BYTES);
+        assert_eq!(serde_json::from_str::<Hello>(&line).unwrap(), hello);
+    }
+}

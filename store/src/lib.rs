@@ -1,0 +1,255 @@
+//! All that is kept: users, functions, versions, records and logs in Postgres or SQLite behind one trait, and
+//! archives and builds in the artifact store. SQL stands in this crate and nowhere else.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use common::digest::Digest;
+use common::function::Limits;
+use common::function::{Access, DeploymentSpec, Status};
+use common::ids::{DeploymentId, FunctionId, InvocationId, UserId};
+use common::invocation::Record;
+use common::names::{FunctionName, Handle, RuntimeName};
+
+pub mod artifacts;
+pub mod settings;
+
+pub use settings::StoreArgs;
+
+/// Opens the store that the settings name and brings its schema up to date.
+///
+/// # Errors
+/// The database does not answer, or a migration fails.
+pub async fn open(settings: &StoreArgs, data_dir: &std::path::Path) -> Result<Arc<dyn Store>, Error> {
+    let _ = (settings, data_dir);
+    unimplemented!()
+}
+
+/// What went wrong with a query.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Somebody has that e-mail, or that handle.
+    #[error("already taken")]
+    Taken,
+    /// There is no such row, or it is somebody else's.
+    #[error("not found")]
+    NotFound,
+    /// The database does not answer, or its pool is exhausted: worth another try.
+    #[error("the database does not answer")]
+    Unavailable(#[source] sqlx::Error),
+    /// Anything else: a bug, or a damaged row.
+    #[error("the database refused a query")]
+    Query(#[source] sqlx::Error),
+    /// A migration failed.
+    #[error("the schema cannot be brought up to date")]
+    Migration(#[from] sqlx::migrate::MigrateError),
+    /// A column holds what its type cannot.
+    #[error("a stored {0} is not valid")]
+    Damaged(&'static str),
+}
+
+/// Someone who owns functions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct User {
+    /// The user's id.
+    pub id: UserId,
+    /// As given, compared without case.
+    pub email: String,
+    /// The name in URLs.
+    pub handle: Handle,
+    /// An argon2id hash in PHC form.
+    pub password_hash: String,
+    /// Whether nodes and other users are his to run; the first user is.
+    pub operator: bool,
+    /// When he registered.
+    pub created_at: DateTime<Utc>,
+}
+
+/// Someone who registers. The first user ever becomes the operator.
+#[derive(Clone, Debug)]
+pub struct NewUser {
+    /// A fresh id.
+    pub id: UserId,
+    /// Unique without case.
+    pub email: String,
+    /// The handle to try first; when it is taken, `-2`, `-3`, … is added.
+    pub handle: Handle,
+    /// An argon2id hash in PHC form.
+    pub password_hash: String,
+}
+
+/// A refresh token as it is kept: its SHA-256 only. Tokens that were rotated from one another are a family.
+#[derive(Clone, Copy, Debug)]
+pub struct RefreshToken {
+    /// SHA-256 of the token.
+    pub hash: Digest,
+    /// Whose.
+    pub user: UserId,
+    /// Until when.
+    pub expires_at: DateTime<Utc>,
+}
+
+/// What became of an attempt to use a refresh token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rotation {
+    /// The old one is spent, the new one is its family's next.
+    Rotated(UserId),
+    /// It was spent before: its whole family is revoked now.
+    Reused,
+    /// Unknown, expired or revoked.
+    Unknown,
+}
+
+/// A function as its owner sees it; `active` is the version that serves.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Function {
+    /// The function's id.
+    pub id: FunctionId,
+    /// Whose.
+    pub owner: UserId,
+    /// The owner's name in URLs.
+    pub owner_handle: Handle,
+    /// Unique among its owner's.
+    pub name: FunctionName,
+    /// Whether it serves.
+    pub status: Status,
+    /// The version that serves; `None` until the first build succeeded.
+    pub active: Option<ActiveDeployment>,
+    /// When it was first deployed.
+    pub created_at: DateTime<Utc>,
+    /// When it, or its active version, last changed.
+    pub updated_at: DateTime<Utc>,
+}
+
+/// The version that serves.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ActiveDeployment {
+    /// What nodes know of it.
+    pub spec: DeploymentSpec,
+    /// Who may invoke it.
+    pub access: Access,
+}
+
+/// A version to be built. The store gives it the function (made if new) and the next version number.
+#[derive(Clone, Debug)]
+pub struct NewDeployment {
+    /// A fresh id.
+    pub id: DeploymentId,
+    /// The id that the function gets if it is new.
+    pub function_if_new: FunctionId,
+    /// Whose.
+    pub owner: UserId,
+    /// The function's name.
+    pub name: FunctionName,
+    /// The language.
+    pub runtime: RuntimeName,
+    /// The file that starts it.
+    pub entrypoint: String,
+    /// The archive.
+    pub archive: Digest,
+    /// The archive's single top folder, if it has one.
+    pub archive_root: Option<String>,
+    /// Who may invoke it.
+    pub access: Access,
+    /// What one invocation may use.
+    pub limits: Limits,
+    /// The function's own environment.
+    pub env: std::collections::BTreeMap<String, String>,
+    /// Whether its sandboxes have a network.
+    pub egress: bool,
+}
+
+/// A version whose row is there and whose build is under way.
+#[derive(Clone, Debug)]
+pub struct PendingDeployment {
+    /// What the node has to build.
+    pub spec: DeploymentSpec,
+    /// Whether the function is new.
+    pub is_first: bool,
+}
+
+/// A line of `function_logs`: what a build printed, and what became of a deploy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogLine {
+    /// `build` or `deploy`.
+    pub source: &'static str,
+    /// The text.
+    pub message: String,
+}
+
+/// Which records of a function to list.
+#[derive(Clone, Copy, Debug)]
+pub struct RecordQuery {
+    /// Whose function it must be.
+    pub owner: UserId,
+    /// The function.
+    pub function: FunctionId,
+    /// At most so many, newest first.
+    pub limit: u32,
+    /// Only records older than this one.
+    pub before: Option<InvocationId>,
+    /// Only successes (`true`) or failures (`false`).
+    pub success: Option<bool>,
+}
+
+/// Where records go. The same batch can be given twice: rows that exist are kept as they are, and records of
+/// functions that were deleted meanwhile are dropped.
+#[async_trait]
+pub trait RecordSink: Send + Sync {
+    /// Stores a batch, all or nothing.
+    async fn insert_records(&self, records: &[Record]) -> Result<(), Error>;
+}
+
+/// The database. Each method is one transaction; methods that acknowledge something to a user return after it
+/// is durable.
+#[async_trait]
+pub trait Store: RecordSink {
+    /// Whether the database answers.
+    async fn ping(&self) -> Result<(), Error>;
+
+    /// Adds a user; [`Error::Taken`] when the e-mail is.
+    async fn create_user(&self, user: NewUser) -> Result<User, Error>;
+    /// The user with this e-mail, compared without case.
+    async fn user_by_email(&self, email: &str) -> Result<Option<User>, Error>;
+    /// The user with this id.
+    async fn user(&self, id: UserId) -> Result<Option<User>, Error>;
+
+    /// Begins a family of refresh tokens.
+    async fn add_refresh_token(&self, token: RefreshToken) -> Result<(), Error>;
+    /// Spends `old` and makes a token with `new_hash` its successor, or says why not.
+    async fn rotate_refresh_token(
+        &self,
+        old: Digest,
+        new_hash: Digest,
+        expires_at: DateTime<Utc>,
+    ) -> Result<Rotation, Error>;
+    /// Revokes the family of `hash`; unknown ones are no error.
+    async fn revoke_refresh_token(&self, hash: Digest) -> Result<(), Error>;
+    /// Deletes tokens that expired; how many.
+    async fn purge_refresh_tokens(&self) -> Result<u64, Error>;
+
+    /// Adds a version in state `building`, and its function if that is new.
+    async fn create_deployment(&self, new: NewDeployment) -> Result<PendingDeployment, Error>;
+    /// Makes a built version the one that serves, unless a later one already does (then it returns `Ok` and the
+    /// later one stays). [`Error::NotFound`] when its function was deleted meanwhile.
+    async fn activate_deployment(&self, id: DeploymentId, build_ms: u64) -> Result<Function, Error>;
+    /// Marks a version as failed; the one that serves goes on.
+    async fn fail_deployment(&self, id: DeploymentId, reason: &str) -> Result<(), Error>;
+    /// Fails every version that is still `building`: what a crash left behind; how many. Called once at start.
+    async fn fail_unfinished_deployments(&self) -> Result<u64, Error>;
+    /// Keeps lines of a build's or deploy's log, in order.
+    async fn append_log(&self, deployment: DeploymentId, lines: &[LogLine]) -> Result<(), Error>;
+
+    /// Every function that serves: the route table.
+    async fn serving(&self) -> Result<Vec<Function>, Error>;
+    /// One function of `owner`, by id or name (`key` is tried as both).
+    async fn function(&self, owner: UserId, key: &str) -> Result<Option<Function>, Error>;
+    /// Functions of `owner` by name, at most `limit`, after the name `after`.
+    async fn functions(&self, owner: UserId, limit: u32, after: Option<&str>) -> Result<Vec<Function>, Error>;
+    /// Deletes a function of `owner` with its versions, records, logs and data. [`Error::NotFound`] if it is not his.
+    async fn delete_function(&self, owner: UserId, function: FunctionId) -> Result<(), Error>;
+
+    /// A function's records, newest first.
+    async fn records(&self, query: RecordQuery) -> Result<Vec<Record>, Error>;
+}
