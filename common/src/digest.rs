@@ -42,7 +42,7 @@ impl Digest {
 }
 
 /// A digest that grows as bytes arrive.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Hasher(Sha256);
 
 impl Hasher {

@@ -3,6 +3,22 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use crate::archive::Caps;
+
+/// What gateway and agent both need to know; `dartcloud dev` gives both the same.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Shared {
+    /// Where things lie.
+    #[command(flatten)]
+    pub place: Place,
+    /// How large bodies may be.
+    #[command(flatten)]
+    pub bodies: BodyLimits,
+    /// How large archives may be.
+    #[command(flatten)]
+    pub archives: Caps,
+}
+
 /// Where a program keeps its things.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Place {
@@ -15,6 +31,9 @@ pub struct Place {
     /// The Unix socket between gateway and agent; default: `link.sock` under the data directory.
     #[arg(long, env = "LINK_SOCKET")]
     pub link_socket: Option<PathBuf>,
+    /// A directory of runtimes (`*.toml`) that are added to the built-in ones, or replace them.
+    #[arg(long, env = "RUNTIMES_DIR")]
+    pub runtimes_dir: Option<PathBuf>,
 }
 
 impl Place {
@@ -54,7 +73,8 @@ impl BodyLimits {
 pub const MIB: usize = 1024 * 1024;
 
 /// `$XDG_DATA_HOME/dartcloud`, else `~/.local/share/dartcloud`, else `/var/lib/dartcloud`.
-fn default_data_dir() -> PathBuf {
+#[must_use]
+pub fn default_data_dir() -> PathBuf {
     let from = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     from("XDG_DATA_HOME")
         .or_else(|| from("HOME").map(|home| home.join(".local/share")))

@@ -1,1 +1,248 @@
-//! gateway
+//! The gateway: the edge that clients call, the control API, and the fleet of nodes behind them. [`run`] is its whole
+//! life.
+
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use common::error::Chain;
+use common::ops::Readiness;
+use common::runtime::Runtimes;
+use common::settings::{Place, Shared};
+use prometheus::Registry;
+use store::artifacts::Artifacts;
+use store::{Store, StoreArgs};
+use tokio::runtime::Runtime;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+mod config;
+mod control;
+mod edge;
+mod error;
+mod fleet;
+mod metrics;
+#[cfg(test)]
+mod tests;
+
+pub use config::{JwtArgs, Settings};
+pub use control::config::{ControlArgs, PublicUrl, Registration};
+pub use edge::limits::LimitArgs;
+pub use edge::listener::ListenArgs;
+pub use error::{LinkError, StartError};
+
+use edge::control_call::ControlCalls;
+use edge::identity::Identity;
+use edge::limits::{Limits, SWEEP};
+use edge::routes::Routes;
+use edge::{Edge, listener};
+use fleet::Fleet;
+use fleet::calls::Calls;
+use fleet::link::Link;
+use metrics::Metrics;
+
+/// Threads of the control runtime: control API, link, control streams.
+const CONTROL_THREADS: usize = 2;
+
+/// How long a database may take to come up.
+const STORE_DEADLINE: Duration = Duration::from_secs(60);
+
+/// How long to wait before the database is tried again.
+const STORE_PAUSE: Duration = Duration::from_secs(1);
+
+/// How long control calls and link connections may take to end once the edge has drained; deploys may take
+/// [`control::STOP_GRACE`] more.
+const CONTROL_GRACE: Duration = Duration::from_secs(5);
+
+/// A gateway that is put together and has bound its sockets.
+struct Gateway {
+    edge: Arc<Edge>,
+    socket: TcpListener,
+    settings: Settings,
+    control: Runtime,
+    /// Everything on the control runtime but control calls and deploys.
+    tasks: TaskTracker,
+    deploys: TaskTracker,
+    /// Ends the link, after the edge has drained.
+    end: CancellationToken,
+    readiness: Readiness,
+    stop: CancellationToken,
+}
+
+/// Runs a gateway until `stop`, and then until it has drained. Blocks the calling thread, which must not be one of
+/// a runtime. `readiness` is set while calls are taken.
+///
+/// # Errors
+/// It could not start; the sentence says the fix.
+pub fn run(
+    settings: Settings,
+    shared: Shared,
+    store: StoreArgs,
+    registry: Registry,
+    readiness: Readiness,
+    stop: CancellationToken,
+) -> Result<(), StartError> {
+    Gateway::build(settings, &shared, &store, &registry, readiness, stop)?.serve();
+    Ok(())
+}
+
+impl Gateway {
+    /// The one place where the parts meet.
+    fn build(
+        settings: Settings,
+        shared: &Shared,
+        store: &StoreArgs,
+        registry: &Registry,
+        readiness: Readiness,
+        stop: CancellationToken,
+    ) -> Result<Self, StartError> {
+        let identity = Arc::new(Identity::new(&settings.jwt.secret()?));
+        let place = &shared.place;
+        let runtimes = Arc::new(Runtimes::load(place.runtimes_dir.as_deref())?);
+        let metrics = Arc::new(Metrics::register(registry)?);
+        let socket = bind(settings.listen_addr())?;
+        let artifacts = open_artifacts(&settings, place)?;
+        let control = control_runtime()?;
+        let store = control.block_on(open_store(store, &place.data_dir, &stop))?;
+        let routes = Arc::new(Routes::new());
+        let fleet = Fleet::new(control.handle().clone(), metrics.clone());
+        let limits = Arc::new(Limits::new(&settings.limits));
+        let (tasks, deploys, end) = (TaskTracker::new(), TaskTracker::new(), CancellationToken::new());
+
+        let parts = control::Parts {
+            store: store.clone(),
+            artifacts: artifacts.clone(),
+            runtimes,
+            ceilings: settings.ceilings,
+            caps: shared.archives,
+            identity: identity.clone(),
+            fleet: fleet.clone(),
+            routes: routes.clone(),
+            tasks: deploys.clone(),
+            stop: stop.clone(),
+        };
+        let state = control::State::start(settings.control.clone(), parts, registry)
+            .map_err(|error| StartError::Control(error.into()))?;
+        let link = control.block_on(async {
+            control::housekeeping::recover(&state).await?;
+            // Before the link opens: a node that registers is told what nobody wants.
+            routes.reload(&*store).await?;
+            Ok::<_, StartError>(Link::bind(&place.link_socket())?)
+        })?;
+        let calls = Arc::new(Calls { store, artifacts, routes: routes.clone(), fleet: fleet.clone() });
+        tasks.spawn_on(link.run(fleet.clone(), calls, end.clone()), control.handle());
+        tasks.spawn_on(sweep(limits.clone(), end.clone()), control.handle());
+        tasks.spawn_on(control::housekeeping::run(state.clone()), control.handle());
+
+        let edge = Arc::new(Edge {
+            routes,
+            identity,
+            limits,
+            fleet,
+            control: ControlCalls {
+                router: control::router(state),
+                runtime: control.handle().clone(),
+                tasks: TaskTracker::new(),
+            },
+            metrics,
+            tasks: TaskTracker::new(),
+            max_request_bytes: shared.bodies.request_bytes() as u64,
+            max_upload_bytes: control::upload_limit(shared.archives.archive_bytes()),
+            draining: AtomicBool::new(false),
+        });
+        Ok(Self { edge, socket, settings, control, tasks, deploys, end, readiness, stop })
+    }
+
+    /// Serves until the stop, and drains.
+    fn serve(self) {
+        let Self { edge, socket, settings, control, tasks, deploys, end, readiness, stop } = self;
+        if let Ok(address) = socket.local_addr() {
+            tracing::info!(%address, "serving");
+        }
+        readiness.set(true);
+        let (stopping, not_ready) = (stop.clone(), readiness.clone());
+        tasks.spawn_on(
+            async move {
+                stopping.cancelled().await;
+                not_ready.set(false);
+            },
+            control.handle(),
+        );
+        listener::serve(edge.clone(), socket, &settings.listen, stop.clone());
+        // Whatever ended the edge, nothing is to go on without it.
+        stop.cancel();
+        readiness.set(false);
+        control.block_on(async {
+            edge.control.tasks.close();
+            deploys.close();
+            let answered = async {
+                edge.control.tasks.wait().await;
+                deploys.wait().await;
+            };
+            if tokio::time::timeout(control::STOP_GRACE + CONTROL_GRACE, answered).await.is_err() {
+                tracing::warn!("control calls are cut off");
+            }
+            end.cancel();
+            tasks.close();
+            let ended = async {
+                tasks.wait().await;
+                edge.fleet.close().await;
+            };
+            if tokio::time::timeout(CONTROL_GRACE, ended).await.is_err() {
+                tracing::warn!("link connections are cut off");
+            }
+        });
+        control.shutdown_timeout(CONTROL_GRACE);
+        tracing::info!("stopped");
+    }
+}
+
+fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
+    let bound = TcpListener::bind(address).and_then(|socket| socket.set_nonblocking(true).map(|()| socket));
+    bound.map_err(|source| StartError::Address { address, source })
+}
+
+fn control_runtime() -> Result<Runtime, StartError> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.worker_threads(CONTROL_THREADS).thread_name("control").enable_all().build().map_err(StartError::Threads)
+}
+
+/// Makes the data directory, for this user alone if it is new, and opens the artifact store.
+fn open_artifacts(settings: &Settings, place: &Place) -> Result<Artifacts, StartError> {
+    let refuse = |path: &Path, source| StartError::Directory { path: path.display().to_string(), source };
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&place.data_dir);
+    made.map_err(|error| refuse(&place.data_dir, error))?;
+    let functions = settings.functions_dir.clone().unwrap_or_else(|| place.data_dir.join("functions"));
+    Artifacts::open(functions.clone()).map_err(|error| refuse(&functions, error))
+}
+
+/// Opens the database, which may still be starting.
+async fn open_store(args: &StoreArgs, data_dir: &Path, stop: &CancellationToken) -> Result<Arc<dyn Store>, StartError> {
+    let started = Instant::now();
+    let store = loop {
+        match store::open(args, data_dir).await {
+            Ok(store) => break store,
+            Err(error @ store::Error::Unavailable(_)) if started.elapsed() < STORE_DEADLINE => {
+                tracing::warn!(error = %Chain(&error), "no database yet: trying again");
+            }
+            Err(error) => return Err(error.into()),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(STORE_PAUSE) => {}
+            () = stop.cancelled() => return Err(StartError::Stopped),
+        }
+    };
+    Ok(store)
+}
+
+async fn sweep(limits: Arc<Limits>, end: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(SWEEP) => limits.sweep(),
+            () = end.cancelled() => return,
+        }
+    }
+}

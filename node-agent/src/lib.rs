@@ -1,1 +1,310 @@
-//! node-agent
+//! The node agent: builds archives, keeps sandboxes, runs invocations, and ships their records. [`run`] is the one
+//! place where its parts meet.
+
+use std::convert::Infallible;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use common::function::DeploymentSpec;
+use common::ids::{DeploymentId, InvocationId, NodeId};
+use common::ops::Readiness;
+use common::protocol::{INVOCATION, NodeState, ORDER, ORDER_BUILD, ORDER_INVOKE};
+use common::runtime::{InvalidRuntime, Runtimes};
+use common::settings::Shared;
+use futures_util::StreamExt as _;
+use http::{Request, Response, StatusCode};
+use http_body::Frame;
+use http_body_util::{BodyExt as _, Full, Limited, StreamBody};
+use hyper::body::Incoming;
+use prometheus::Registry;
+use store::StoreArgs;
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use build::Builds;
+use build_cache::BuildCache;
+use deployments::Deployments;
+use invocation::Invocations;
+use link::calls::Calls;
+use link::{AnswerBody, Dialer, Link, Orders, Stops};
+use metrics::Metrics;
+use sandbox::Sandboxes;
+use spool::{LinkSink, Ship, Spool, SpoolError, StoreSink};
+
+mod backoff;
+mod build;
+mod build_cache;
+mod config;
+mod deployments;
+mod invocation;
+mod link;
+mod metrics;
+pub mod sandbox;
+mod spool;
+
+pub use build_cache::BuildCacheArgs;
+pub use config::Settings;
+pub use link::LinkArgs;
+pub use sandbox::check_engine;
+pub use spool::SpoolArgs;
+
+/// How long calls under way have to finish after the stop.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(30);
+/// How long a gateway has to notice that we leave, before idle connections close under it.
+const LEAVE_GRACE: Duration = Duration::from_millis(250);
+/// Largest build order, in bytes: a deployment with its whole environment.
+const MAX_ORDER_BYTES: usize = 1024 * 1024;
+
+/// The agent cannot start; the sentence says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The data directory is of no use.
+    #[error("cannot use {path} (under DATA_DIR): give this node a directory that it may write")]
+    DataDir {
+        /// What could not be used.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The data directory is somebody else's.
+    #[error("another node agent uses {0}: stop it, or give this one another DATA_DIR")]
+    Locked(PathBuf),
+    /// The file holds something else than a node id.
+    #[error("{0} does not hold a node id: remove it, and this machine becomes a new node")]
+    NodeId(PathBuf),
+    /// A runtime's file cannot be used.
+    #[error("RUNTIMES_DIR cannot be used")]
+    Runtimes(#[from] InvalidRuntime),
+    /// The settings of the store cannot be used.
+    #[error("the store's settings cannot be used")]
+    Store(#[from] store::Error),
+    /// The process has an agent already.
+    #[error("the metrics cannot be registered: only one agent can run in a process")]
+    Metrics(#[from] prometheus::Error),
+    /// Sandboxes cannot be had here.
+    #[error(transparent)]
+    Sandbox(#[from] sandbox::StartError),
+}
+
+/// Runs a node agent until `stop`, then drains: calls under way are answered, their records kept.
+///
+/// # Errors
+/// The agent cannot start; once it runs it does not fail.
+pub async fn run(
+    settings: Settings,
+    shared: Shared,
+    store: StoreArgs,
+    registry: Registry,
+    readiness: Readiness,
+    stop: CancellationToken,
+) -> Result<(), StartError> {
+    let Shared { place, bodies, archives } = shared;
+    let data_dir = &place.data_dir;
+    let _lock = lock(data_dir)?;
+    let node = node_id(data_dir)?;
+    let metrics = Metrics::new(&registry)?;
+    let runtimes = Arc::new(Runtimes::load(place.runtimes_dir.as_deref())?);
+    let dialer = Dialer { socket: place.link_socket(), node };
+    let calls = Calls::new(dialer.clone());
+    let sink: Arc<dyn Ship> = match store::record_sink(&store).await? {
+        Some(store) => Arc::new(StoreSink(store)),
+        None => Arc::new(LinkSink(Arc::clone(&calls))),
+    };
+    let spool_dir = data_dir.join("spool");
+    let spool = Spool::open(&spool_dir, &settings.spool, Arc::clone(&metrics)).map_err(unusable(spool_dir))?;
+    let spool = Arc::new(spool);
+    let builds_dir = data_dir.join("builds");
+    let cache = BuildCache::open(builds_dir.clone(), settings.build_cache.bytes(), Arc::clone(&metrics));
+    let cache = cache.map_err(unusable(builds_dir))?;
+    let sandboxes = Sandboxes::open(&settings.sandbox, node, data_dir, Arc::clone(&runtimes), &registry).await?;
+    let deployments = Arc::new(Deployments::new(Arc::clone(&calls)));
+    let builds = Builds::new(build::Parts {
+        runtimes,
+        calls: Arc::clone(&calls),
+        cache,
+        sandboxes: Arc::clone(&sandboxes),
+        caps: archives,
+        args: settings.sandbox.build.clone(),
+        metrics: Arc::clone(&metrics),
+    });
+    let invocations = Invocations::new(invocation::Parts {
+        node,
+        bodies,
+        deployments: Arc::clone(&deployments),
+        builds: Arc::clone(&builds),
+        sandboxes: Arc::clone(&sandboxes),
+        spool: Arc::clone(&spool),
+        metrics: Arc::clone(&metrics),
+    });
+    let agent = Arc::new(Agent { deployments, builds, invocations, sandboxes, spool, calls });
+    let link = Link {
+        dialer,
+        name: settings.node_name.unwrap_or_else(machine_name),
+        args: settings.link,
+        orders: Arc::clone(&agent) as Arc<dyn Orders>,
+        readiness,
+        metrics,
+    };
+    agent.serve(link, sink, stop).await;
+    Ok(())
+}
+
+/// The parts, once they are made.
+struct Agent {
+    deployments: Arc<Deployments>,
+    builds: Arc<Builds>,
+    invocations: Arc<Invocations>,
+    sandboxes: Arc<Sandboxes>,
+    spool: Arc<Spool>,
+    calls: Arc<Calls>,
+}
+
+impl Agent {
+    /// Runs the parts that run by themselves, and on `stop` ends all, each after those that need it.
+    async fn serve(&self, link: Link, sink: Arc<dyn Ship>, stop: CancellationToken) {
+        let (stops, stop_spool) = (Stops::default(), CancellationToken::new());
+        let mut linked = AbortOnDropHandle::new(tokio::spawn(link.run(stops.clone())));
+        let spooled = AbortOnDropHandle::new(tokio::spawn(Arc::clone(&self.spool).run(sink, stop_spool.clone())));
+        stop.cancelled().await;
+        let deadline = Instant::now() + DRAIN_DEADLINE;
+        stops.leave.cancel();
+        tokio::time::sleep(LEAVE_GRACE).await;
+        stops.finish.cancel();
+        if timeout_at(deadline, &mut linked).await.is_err() {
+            tracing::warn!("some calls or builds did not finish in time: their connections are cut");
+            stops.abort.cancel();
+        }
+        // A call whose client is gone still has its record to write.
+        if timeout_at(deadline, self.invocations.finish()).await.is_err() {
+            tracing::warn!("some calls did not finish in time: they leave no record");
+        }
+        if timeout_at(deadline, self.builds.finish()).await.is_err() {
+            tracing::warn!("a build did not finish in time");
+        }
+        stop_spool.cancel();
+        if let Err(error) = spooled.await {
+            tracing::error!(%error, "the record spool ended early");
+        }
+        self.calls.close().await;
+        self.sandboxes.close().await;
+    }
+
+    async fn build(&self, request: Request<Incoming>) -> Response<AnswerBody> {
+        let id = request.headers().get(INVOCATION).and_then(|value| value.to_str().ok()?.parse().ok());
+        let id = id.unwrap_or_else(InvocationId::new);
+        let body = Limited::new(request.into_body(), MAX_ORDER_BYTES).collect().await;
+        let spec = match body.map(|body| serde_json::from_slice::<DeploymentSpec>(&body.to_bytes())) {
+            Ok(Ok(spec)) => Arc::new(spec),
+            Ok(Err(error)) => return rejected(&error.to_string()),
+            Err(error) => return rejected(&error.to_string()),
+        };
+        self.deployments.learn(&spec);
+        let lines = self.builds.order(&spec, id).map(|event| {
+            let mut line = serde_json::to_vec(&event).expect("a build event is words and numbers");
+            line.push(b'\n');
+            Ok::<_, Infallible>(Frame::data(Bytes::from(line)))
+        });
+        let mut response = Response::new(StreamBody::new(lines).boxed_unsync());
+        let kind = http::HeaderValue::from_static("application/x-ndjson");
+        response.headers_mut().insert(http::header::CONTENT_TYPE, kind);
+        response
+    }
+}
+
+#[async_trait]
+impl Orders for Agent {
+    async fn answer(&self, request: Request<Incoming>) -> Response<AnswerBody> {
+        match request.headers().get(ORDER).map(http::HeaderValue::as_bytes) {
+            Some(order) if order == ORDER_INVOKE.as_bytes() => {
+                self.invocations.answer(request).await.map(|bytes| Full::new(bytes).boxed_unsync())
+            }
+            Some(order) if order == ORDER_BUILD.as_bytes() => self.build(request).await,
+            _ => rejected("an order that this version does not know"),
+        }
+    }
+
+    fn state(&self) -> NodeState {
+        let counts = self.sandboxes.counts();
+        NodeState {
+            busy: counts.busy,
+            warm: counts.warm,
+            memory_total_mb: counts.memory_total_mb,
+            memory_used_mb: counts.memory_used_mb,
+            spooled_records: self.spool.pending(),
+        }
+    }
+
+    fn retire(&self, deployments: &[DeploymentId]) {
+        for deployment in deployments {
+            self.deployments.forget(*deployment);
+            self.sandboxes.retire(*deployment);
+        }
+    }
+}
+
+/// Only a gateway of another version sends what is rejected here.
+fn rejected(reason: &str) -> Response<AnswerBody> {
+    tracing::error!(reason, "an order was rejected");
+    let mut response = Response::new(Full::new(Bytes::from(reason.to_owned())).boxed_unsync());
+    *response.status_mut() = StatusCode::BAD_REQUEST;
+    response
+}
+
+fn unusable<E: Into<Unusable>>(path: PathBuf) -> impl FnOnce(E) -> StartError {
+    move |error| StartError::DataDir { path, source: error.into().0 }
+}
+
+/// Why a part of the data directory is of no use.
+struct Unusable(io::Error);
+
+impl From<io::Error> for Unusable {
+    fn from(error: io::Error) -> Self {
+        Self(error)
+    }
+}
+
+impl From<SpoolError> for Unusable {
+    fn from(error: SpoolError) -> Self {
+        Self(error.into_source())
+    }
+}
+
+/// Makes the data directory ours alone, until the file is closed.
+fn lock(data_dir: &Path) -> Result<File, StartError> {
+    let path = data_dir.join("agent.lock");
+    let opened = std::fs::create_dir_all(data_dir)
+        .and_then(|()| File::options().write(true).create(true).truncate(false).open(&path));
+    let file = opened.map_err(unusable(path))?;
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(_) => Err(StartError::Locked(data_dir.to_owned())),
+    }
+}
+
+/// This machine's id: made once, then read.
+fn node_id(data_dir: &Path) -> Result<NodeId, StartError> {
+    let path = data_dir.join("node-id");
+    match std::fs::read_to_string(&path) {
+        Ok(text) => text.trim().parse().map_err(|_| StartError::NodeId(path)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let (node, next) = (NodeId::new(), data_dir.join("node-id.next"));
+            let written = std::fs::write(&next, format!("{node}\n")).and_then(|()| std::fs::rename(&next, &path));
+            written.map(|()| node).map_err(unusable(path))
+        }
+        Err(error) => Err(unusable(path)(error)),
+    }
+}
+
+fn machine_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    if name.trim().is_empty() { "node".to_owned() } else { name.trim().to_owned() }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,9 +1,20 @@
 //! The artifact store: archives and packed builds as files, each under its digest. A file is there whole or
 //! not at all: it is written under `incoming/`, synced, and renamed.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
-use common::digest::Digest;
+use common::digest::{Digest, Hasher};
+use tempfile::TempPath;
+use tokio::fs::File;
+use tokio::io::{AsyncWriteExt as _, BufWriter};
+
+const ARCHIVES: &str = "archives";
+const BUILDS: &str = "builds";
+const INCOMING: &str = "incoming";
+
+/// Bytes that are gathered before they are written: each write is a trip to another thread.
+const BUFFER_BYTES: usize = 256 * 1024;
 
 /// What is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -22,15 +33,30 @@ pub struct Artifacts {
 
 /// A file that is being written; dropped before [`keep`](Incoming::keep), it leaves nothing.
 pub struct Incoming {
-    path: PathBuf,
+    root: PathBuf,
+    file: BufWriter<File>,
+    /// Removes the file when it is dropped.
+    path: TempPath,
+    hasher: Hasher,
+    len: u64,
 }
 
 impl Artifacts {
-    /// Opens `root`, makes its folders and empties `incoming/`.
+    /// Opens `root`, makes its folders and empties `incoming/`. One process owns a directory of artifacts.
     ///
     /// # Errors
     /// The directory cannot be made or written.
-    pub fn open(root: PathBuf) -> std::io::Result<Self> {
+    pub fn open(root: PathBuf) -> io::Result<Self> {
+        let incoming = root.join(INCOMING);
+        match std::fs::remove_dir_all(&incoming) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        for folder in [ARCHIVES, BUILDS, INCOMING] {
+            std::fs::create_dir_all(root.join(folder))?;
+        }
+        // The folders' own names have to last as the files in them do.
+        std::fs::File::open(&root)?.sync_all()?;
         Ok(Self { root })
     }
 
@@ -38,21 +64,30 @@ impl Artifacts {
     ///
     /// # Errors
     /// The disk is full, or not writable.
-    pub async fn begin(&self) -> std::io::Result<Incoming> {
-        Ok(Incoming { path: self.root.clone() })
+    pub async fn begin(&self) -> io::Result<Incoming> {
+        let folder = self.root.join(INCOMING);
+        let (file, path) = blocking(move || Ok(tempfile::NamedTempFile::new_in(folder)?.into_parts())).await?;
+        let file = BufWriter::with_capacity(BUFFER_BYTES, File::from_std(file));
+        Ok(Incoming { root: self.root.clone(), file, path, hasher: Hasher::default(), len: 0 })
     }
 
     /// Opens an artifact for reading, with its length in bytes; `None` if it is not there.
     ///
     /// # Errors
     /// The file is there and cannot be read.
-    pub async fn read(&self, _artifact: Artifact) -> std::io::Result<Option<(tokio::fs::File, u64)>> {
-        unimplemented!()
+    pub async fn read(&self, artifact: Artifact) -> io::Result<Option<(File, u64)>> {
+        let file = match File::open(artifact.path(&self.root)).await {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let len = file.metadata().await?.len();
+        Ok(Some((file, len)))
     }
 
     /// Whether an artifact is there.
-    pub async fn has(&self, _artifact: Artifact) -> bool {
-        unimplemented!()
+    pub async fn has(&self, artifact: Artifact) -> bool {
+        tokio::fs::try_exists(artifact.path(&self.root)).await.unwrap_or(false)
     }
 }
 
@@ -61,20 +96,24 @@ impl Incoming {
     ///
     /// # Errors
     /// The disk is full.
-    pub async fn write(&mut self, _chunk: &[u8]) -> std::io::Result<()> {
-        unimplemented!()
+    pub async fn write(&mut self, chunk: &[u8]) -> io::Result<()> {
+        self.file.write_all(chunk).await?;
+        self.hasher.update(chunk);
+        self.len += chunk.len() as u64;
+        Ok(())
     }
 
     /// Bytes so far.
     #[must_use]
+    #[allow(clippy::len_without_is_empty, reason = "nobody asks")]
     pub fn len(&self) -> u64 {
-        unimplemented!()
+        self.len
     }
 
     /// SHA-256 of the bytes so far.
     #[must_use]
     pub fn digest(&self) -> Digest {
-        unimplemented!()
+        self.hasher.clone().finish()
     }
 
     /// Where it lies, for a check before it is kept. Call [`flush`](Self::flush) first.
@@ -87,15 +126,48 @@ impl Incoming {
     ///
     /// # Errors
     /// The disk is full.
-    pub async fn flush(&mut self) -> std::io::Result<()> {
-        unimplemented!()
+    pub async fn flush(&mut self) -> io::Result<()> {
+        self.file.flush().await
     }
 
     /// Syncs it to disk and gives it its name. One that exists already is left as it is.
     ///
     /// # Errors
-    /// The disk is full.
-    pub async fn keep(self, _artifact: Artifact) -> std::io::Result<()> {
-        unimplemented!()
+    /// The disk is full, or the bytes of an archive are not those that its digest names.
+    pub async fn keep(mut self, artifact: Artifact) -> io::Result<()> {
+        if matches!(artifact, Artifact::Archive(digest) if digest != self.digest()) {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the archive is not the one that its digest names"));
+        }
+        self.flush().await?;
+        self.file.get_ref().sync_all().await?;
+        let Self { root, path, .. } = self;
+        blocking(move || {
+            let target = artifact.path(&root);
+            match path.persist_noclobber(&target) {
+                Err(error) if error.error.kind() != io::ErrorKind::AlreadyExists => return Err(error.error),
+                _ => {}
+            }
+            // Also when it exists: who put it there may not have come to this yet.
+            std::fs::File::open(root.join(artifact.folder()))?.sync_all()
+        })
+        .await
     }
+}
+
+impl Artifact {
+    fn folder(self) -> &'static str {
+        match self {
+            Self::Archive(_) => ARCHIVES,
+            Self::Build(_) => BUILDS,
+        }
+    }
+
+    fn path(self, root: &Path) -> PathBuf {
+        let (Self::Archive(digest) | Self::Build(digest)) = self;
+        root.join(self.folder()).join(format!("{digest}.tar.gz"))
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }

@@ -13,40 +13,37 @@ use common::invocation::Record;
 use common::names::{FunctionName, Handle, RuntimeName};
 
 pub mod artifacts;
+mod error;
+mod handles;
+mod postgres;
+mod rows;
 pub mod settings;
+mod sqlite;
+#[cfg(test)]
+mod tests;
+mod text;
 
+pub use error::Error;
 pub use settings::StoreArgs;
 
-/// Opens the store that the settings name and brings its schema up to date.
+/// Opens the store that the settings name and brings its schema up to date. Several programs may do so at once.
 ///
 /// # Errors
-/// The database does not answer, or a migration fails.
+/// [`Error::Settings`]: the settings cannot be used. Else the database does not answer, or a migration fails.
 pub async fn open(settings: &StoreArgs, data_dir: &std::path::Path) -> Result<Arc<dyn Store>, Error> {
-    let _ = (settings, data_dir);
-    unimplemented!()
+    match settings.postgres()? {
+        Some(main) => postgres::open(main, settings).await,
+        None => sqlite::open(data_dir, settings).await,
+    }
 }
 
-/// What went wrong with a query.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// Somebody has that e-mail, or that handle.
-    #[error("already taken")]
-    Taken,
-    /// There is no such row, or it is somebody else's.
-    #[error("not found")]
-    NotFound,
-    /// The database does not answer, or its pool is exhausted: worth another try.
-    #[error("the database does not answer")]
-    Unavailable(#[source] sqlx::Error),
-    /// Anything else: a bug, or a damaged row.
-    #[error("the database refused a query")]
-    Query(#[source] sqlx::Error),
-    /// A migration failed.
-    #[error("the schema cannot be brought up to date")]
-    Migration(#[from] sqlx::migrate::MigrateError),
-    /// A column holds what its type cannot.
-    #[error("a stored {0} is not valid")]
-    Damaged(&'static str),
+/// The table of records alone, for an agent that writes them itself: it migrates nothing and connects when it is
+/// first used. `None` when the settings name no Postgres, for then records go through the gateway.
+///
+/// # Errors
+/// [`Error::Settings`]: the settings cannot be used.
+pub async fn record_sink(settings: &StoreArgs) -> Result<Option<Arc<dyn RecordSink>>, Error> {
+    Ok(settings.postgres()?.map(|main| postgres::record_sink(main, settings)))
 }
 
 /// Someone who owns functions.
@@ -160,6 +157,23 @@ pub struct NewDeployment {
     pub egress: bool,
 }
 
+impl NewDeployment {
+    fn into_spec(self, function: FunctionId, version: u32) -> DeploymentSpec {
+        DeploymentSpec {
+            deployment: self.id,
+            function,
+            version,
+            runtime: self.runtime,
+            entrypoint: self.entrypoint,
+            archive: self.archive,
+            archive_root: self.archive_root,
+            limits: self.limits,
+            env: self.env,
+            egress: self.egress,
+        }
+    }
+}
+
 /// A version whose row is there and whose build is under way.
 #[derive(Clone, Debug)]
 pub struct PendingDeployment {
@@ -212,6 +226,8 @@ pub trait Store: RecordSink {
     async fn create_user(&self, user: NewUser) -> Result<User, Error>;
     /// The user with this e-mail, compared without case.
     async fn user_by_email(&self, email: &str) -> Result<Option<User>, Error>;
+    /// Whether anybody has registered.
+    async fn has_users(&self) -> Result<bool, Error>;
     /// The user with this id.
     async fn user(&self, id: UserId) -> Result<Option<User>, Error>;
 
@@ -250,6 +266,6 @@ pub trait Store: RecordSink {
     /// Deletes a function of `owner` with its versions, records, logs and data. [`Error::NotFound`] if it is not his.
     async fn delete_function(&self, owner: UserId, function: FunctionId) -> Result<(), Error>;
 
-    /// A function's records, newest first.
+    /// A function's records, newest first. [`Error::NotFound`] if it is not his.
     async fn records(&self, query: RecordQuery) -> Result<Vec<Record>, Error>;
 }

@@ -1,0 +1,10 @@
+//! The client commands, a file each.
+
+pub(crate) mod delete;
+pub(crate) mod deploy;
+pub(crate) mod invoke;
+pub(crate) mod list;
+pub(crate) mod login;
+pub(crate) mod logs;
+pub(crate) mod new;
+pub(crate) mod whoami;

@@ -1,0 +1,155 @@
+//! `dartcloud dev`: gateway and node agent in one process, on SQLite, with nothing to set up first.
+//!
+//! It looks at what could go wrong before it starts anything, makes its secrets and the operator's account once, says
+//! where everything is, and is quiet after that.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use common::ops::Readiness;
+use common::settings::Shared;
+use prometheus::Registry;
+use store::StoreArgs;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::output;
+
+mod account;
+mod preflight;
+
+/// How long the parts may take to become ready.
+const START_DEADLINE: Duration = Duration::from_secs(120);
+
+/// Settings of `dartcloud dev`: the gateway's and the agent's.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    shared: Shared,
+    #[command(flatten)]
+    store: StoreArgs,
+    #[command(flatten)]
+    gateway: gateway::Settings,
+    #[command(flatten)]
+    agent: node_agent::Settings,
+}
+
+/// Runs until SIGINT or SIGTERM. Blocks the calling thread, which must not be a runtime's: the gateway's chassis
+/// brings runtimes of its own.
+pub(crate) fn run(mut args: Args) -> Result<()> {
+    common::telemetry::init("warn");
+    preflight::check(&args)?;
+    account::ensure_jwt_secret(&args.shared.place.data_dir, &mut args.gateway)?;
+
+    let life = Life::default();
+    let (gateway, shared, store) = (args.gateway.clone(), args.shared.clone(), args.store.clone());
+    let beside = {
+        let life = life.clone();
+        std::thread::Builder::new().name("agent".into()).spawn(move || {
+            let result = tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(2)
+                .enable_all()
+                .build()
+                .map_err(anyhow::Error::from)
+                .and_then(|runtime| runtime.block_on(beside_the_gateway(args, &life)));
+            // Without an agent a gateway serves nobody.
+            life.stop.cancel();
+            result
+        })?
+    };
+    let served = gateway::run(gateway, shared, store, life.registry.clone(), life.gateway.clone(), life.stop.clone());
+    // The gateway has answered what was in flight, for which it needed the agent.
+    life.stop.cancel();
+    life.stop_agent.cancel();
+    let beside = beside.join().map_err(|_| anyhow!("the agent panicked: the log above has the cause"))?;
+    served.context("the gateway could not go on").and(beside)
+}
+
+/// What the parts share: who is ready, and when to stop.
+#[derive(Clone, Default)]
+struct Life {
+    registry: Registry,
+    gateway: Readiness,
+    agent: Readiness,
+    stop: CancellationToken,
+    stop_agent: CancellationToken,
+}
+
+/// The agent, the ops listener, the signals and the greeting.
+async fn beside_the_gateway(args: Args, life: &Life) -> Result<()> {
+    let url = format!("http://localhost:{}", args.gateway.listen.port);
+    let data_dir = args.shared.place.data_dir.clone();
+    let ops_addr = args.shared.place.ops_addr;
+    let ops = TcpListener::bind(ops_addr).await.with_context(|| format!("cannot listen on OPS_ADDR {ops_addr}"))?;
+    let agent = node_agent::run(
+        args.agent,
+        args.shared,
+        args.store,
+        life.registry.clone(),
+        life.agent.clone(),
+        life.stop_agent.clone(),
+    );
+    let ops = common::ops::serve(ops, life.registry.clone(), life.gateway.clone(), life.stop_agent.clone());
+    let greeting = async {
+        let greeted = greet(&url, &data_dir, ops_addr, life).await;
+        if greeted.is_err() {
+            life.stop.cancel();
+        }
+        greeted
+    };
+    let signals = async {
+        let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            () = life.stop.cancelled() => {}
+        }
+        life.stop.cancel();
+        anyhow::Ok(())
+    };
+    let agent = async {
+        let ended = agent.await.context("the node agent could not go on");
+        life.stop.cancel();
+        life.stop_agent.cancel();
+        ended
+    };
+    let (agent, (), greeted, signals) = tokio::join!(agent, ops, greeting, signals);
+    agent.and(greeted).and(signals)
+}
+
+/// Waits until everything is ready, then says what a person needs to know next.
+async fn greet(url: &str, data_dir: &std::path::Path, ops_addr: std::net::SocketAddr, life: &Life) -> Result<()> {
+    let started = Instant::now();
+    let mut said = false;
+    while !(life.agent.get() && life.gateway.get()) {
+        if life.stop.is_cancelled() {
+            return Ok(());
+        }
+        if started.elapsed() > START_DEADLINE {
+            bail!("not ready after {START_DEADLINE:?}: run again with RUST_LOG=info to see what it waits for");
+        }
+        if !said && started.elapsed() > Duration::from_secs(2) {
+            output::note("starting …");
+            said = true;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let (email, password_file) = account::ensure_operator(url, data_dir).await?;
+    output::line(format_args!(
+        "Dart Cloud is ready.\n\n\
+         \x20 API and functions  {url}\n\
+         \x20 Metrics            http://{ops_addr}/metrics\n\
+         \x20 Data               {}\n\
+         \x20 Operator           {email} (password in {})\n\n\
+         Try it:\n\
+         \x20 curl {url}/api/health\n\
+         \x20 dartcloud new hello --runtime python\n\
+         \x20 dartcloud deploy hello\n\
+         \x20 dartcloud invoke hello --body '{{\"name\": \"Ada\"}}'\n\n\
+         Ctrl-C stops it; what was deployed is there again at the next start.",
+        data_dir.display(),
+        password_file.display(),
+    ))?;
+    Ok(())
+}

@@ -1,0 +1,153 @@
+//! The control API: accounts, deploys, functions and their logs, health. An axum router on a runtime of its own,
+//! called by the edge; invocations never come here.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::middleware::{from_fn, from_fn_with_state};
+use axum::routing::{get, post};
+use common::archive::Caps;
+use common::manifest::Ceilings;
+use common::runtime::Runtimes;
+use prometheus::Registry;
+use store::Store;
+use store::artifacts::Artifacts;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::edge::identity::Identity;
+use crate::edge::routes::Routes;
+use crate::fleet::Fleet;
+
+mod auth;
+mod build_log;
+mod caller;
+pub(crate) mod config;
+mod deploy;
+mod error;
+mod functions;
+mod health;
+pub(crate) mod housekeeping;
+mod lanes;
+mod logs;
+mod metrics;
+mod passwords;
+mod plan;
+mod release;
+mod request;
+mod sse;
+#[cfg(test)]
+mod tests;
+mod tokens;
+mod upload;
+
+pub(crate) use release::STOP_GRACE;
+pub(crate) use upload::edge_limit as upload_limit;
+
+use config::ControlArgs;
+use deploy::Deploys;
+use logs::Followers;
+use metrics::Metrics;
+use passwords::Passwords;
+
+/// What the control API is made of.
+pub(crate) struct Parts {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) artifacts: Artifacts,
+    pub(crate) runtimes: Arc<Runtimes>,
+    pub(crate) ceilings: Ceilings,
+    pub(crate) caps: Caps,
+    pub(crate) identity: Arc<Identity>,
+    pub(crate) fleet: Fleet,
+    pub(crate) routes: Arc<Routes>,
+    /// Deploys run on it; wait for it before the store is closed.
+    pub(crate) tasks: TaskTracker,
+    /// From its cancellation on no deploy begins, and those under way have a deadline.
+    pub(crate) stop: CancellationToken,
+}
+
+/// What every handler shares.
+pub(crate) struct State {
+    store: Arc<dyn Store>,
+    artifacts: Artifacts,
+    runtimes: Arc<Runtimes>,
+    ceilings: Ceilings,
+    caps: Caps,
+    identity: Arc<Identity>,
+    fleet: Fleet,
+    routes: Arc<Routes>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+    args: ControlArgs,
+    passwords: Passwords,
+    deploys: Deploys,
+    followers: Followers,
+    metrics: Metrics,
+}
+
+/// The control API cannot start.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StartError {
+    /// Its pool of threads cannot.
+    #[error("cannot start the passwords' pool")]
+    Passwords(#[from] passwords::StartError),
+    /// A metric has the name of another.
+    #[error("a metric is registered twice")]
+    Metric(#[from] prometheus::Error),
+}
+
+impl State {
+    /// Starts what the control API runs beside its requests: the passwords' threads.
+    pub(crate) fn start(args: ControlArgs, parts: Parts, registry: &Registry) -> Result<Arc<Self>, StartError> {
+        let Parts { store, artifacts, runtimes, ceilings, caps, identity, fleet, routes, tasks, stop } = parts;
+        Ok(Arc::new(Self {
+            passwords: Passwords::start(args.password_threads.get(), registry)?,
+            deploys: Deploys::new(args.deploy_concurrency.get(), registry)?,
+            followers: Followers::new(registry)?,
+            metrics: Metrics::new(registry)?,
+            store,
+            artifacts,
+            runtimes,
+            ceilings,
+            caps,
+            identity,
+            fleet,
+            routes,
+            tasks,
+            stop,
+            args,
+        }))
+    }
+
+    /// What a function's URL begins with.
+    fn base_url<'a>(&'a self, origin: &'a str) -> &'a str {
+        self.args.public_url.as_ref().map_or(origin, |url| url.as_str())
+    }
+}
+
+/// Every route of the control API.
+pub(crate) fn router(state: Arc<State>) -> Router {
+    let prompt = Router::new()
+        .route("/api/auth/register", post(auth::register))
+        .route("/api/auth/login", post(auth::login))
+        .route("/api/auth/refresh", post(auth::refresh))
+        .route("/api/auth/logout", post(auth::logout))
+        .route("/api/auth/me", get(auth::me))
+        .route("/api/functions", get(functions::list))
+        .route("/api/functions/{id}", get(functions::get).delete(functions::delete))
+        .route("/api/functions/{id}/logs", get(logs::logs))
+        .route("/api/health", get(health::health))
+        .route("/api/health/live", get(health::live))
+        .route("/api/health/ready", get(health::ready))
+        .route_layer(from_fn(request::within_deadline));
+    let uploads = Router::new()
+        // A function may be called `deploy`, too.
+        .route("/api/functions/deploy", post(deploy::deploy).get(functions::get).delete(functions::delete))
+        .route_layer(upload::body_limit(state.caps.archive_bytes()));
+    prompt
+        .merge(uploads)
+        .fallback(error::no_route)
+        .method_not_allowed_fallback(error::no_method)
+        .layer(from_fn_with_state(Arc::clone(&state), error::answer))
+        .with_state(state)
+}

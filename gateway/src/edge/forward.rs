@@ -1,0 +1,170 @@
+//! Hands a call to its node and brings back the answer. A call whose bytes never left is tried on another
+//! connection; one that may have run is not.
+
+use std::error::Error as _;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use common::error::{Chain, Code, PublicError};
+use common::protocol::{DEPLOYMENT, FORM, INVOCATION, ORDER, ORDER_INVOKE};
+use http::request::Parts;
+use http::{HeaderName, HeaderValue, Request, Response, Uri, Version};
+use http_body_util::{BodyExt as _, Either};
+use hyper::body::Incoming;
+use hyper::client::conn::TrySendError;
+use tokio::time::{Instant, timeout_at};
+use tokio_util::task::TaskTracker;
+
+use super::body::{ClientBody, Cut, NodeBody};
+use super::limits::Permit;
+use super::routes::Route;
+use crate::fleet::Fleet;
+use crate::fleet::stock::{Lease, NodeLink, Payload};
+
+/// How long a node may take to have a sandbox ready, on top of the function's own time.
+const START_ALLOWANCE: Duration = Duration::from_secs(60);
+
+/// How long a client may take to send the body of a call.
+pub(crate) const UPLOAD_DEADLINE: Duration = Duration::from_secs(120);
+
+/// Connections that a call is tried on.
+const ATTEMPTS: usize = 4;
+
+const ORDER_NAME: HeaderName = HeaderName::from_static(ORDER);
+const DEPLOYMENT_NAME: HeaderName = HeaderName::from_static(DEPLOYMENT);
+const INVOCATION_NAME: HeaderName = HeaderName::from_static(INVOCATION);
+const FORM_NAME: HeaderName = HeaderName::from_static(FORM);
+
+/// A call that was let in.
+pub(crate) struct Invocation {
+    pub(crate) route: Arc<Route>,
+    pub(crate) parts: Parts,
+    pub(crate) body: ClientBody,
+    /// What the function sees as its path and query.
+    pub(crate) target: Uri,
+    /// [`common::protocol::FORM_HTTP`] or [`common::protocol::FORM_ENVELOPE`].
+    pub(crate) form: &'static str,
+    pub(crate) id: HeaderValue,
+    pub(crate) permit: Permit,
+}
+
+type Sent = Result<Response<Incoming>, TrySendError<Request<Payload>>>;
+
+/// Forwards a call; the answer is the node's, untouched.
+///
+/// # Errors
+/// There is no connection, the client's body ended early, or the node went away.
+pub(crate) async fn forward(
+    fleet: &Fleet,
+    tasks: &TaskTracker,
+    link: &Arc<NodeLink>,
+    call: Invocation,
+) -> Result<Response<NodeBody>, PublicError> {
+    let Invocation { route, parts, body, target, form, id, permit } = call;
+    let deadline = Instant::now() + route.timeout + START_ALLOWANCE + UPLOAD_DEADLINE;
+    let mut permit = Some(permit);
+    let mut request = order(&route, parts, body, target, form, id);
+    for _ in 0..ATTEMPTS {
+        let Some(mut lease) = fleet.connection(link).await else {
+            return Err(PublicError::new(Code::NoNode, "no node can take the call now: try again in a moment"));
+        };
+        let answer = Box::pin(lease.sender.try_send_request(request));
+        let flight = Flight { answer: Some(answer), lease: Some(lease), permit: permit.take(), deadline, tasks };
+        let Ok((sent, lease, kept)) = timeout_at(deadline, flight).await else {
+            return Err(PublicError::new(Code::NodeLost, "the node did not answer in time; the call may have run"));
+        };
+        match sent {
+            Ok(answer) => return Ok(answer.map(|body| NodeBody::new(body, lease))),
+            Err(mut error) => {
+                if let Some(unsent) = error.take_message() {
+                    permit = kept;
+                    request = unsent;
+                    continue;
+                }
+                return Err(explain(&error.into_error()));
+            }
+        }
+    }
+    Err(PublicError::new(Code::NoNode, "no connection to the node holds: try again in a moment"))
+}
+
+fn order(
+    route: &Route,
+    mut parts: Parts,
+    body: ClientBody,
+    target: Uri,
+    form: &'static str,
+    id: HeaderValue,
+) -> Request<Payload> {
+    parts.uri = target;
+    parts.version = Version::HTTP_11;
+    parts.extensions.clear();
+    parts.headers.insert(ORDER_NAME, HeaderValue::from_static(ORDER_INVOKE));
+    parts.headers.insert(DEPLOYMENT_NAME, route.deployment.clone());
+    parts.headers.insert(INVOCATION_NAME, id);
+    parts.headers.insert(FORM_NAME, HeaderValue::from_static(form));
+    Request::from_parts(parts, Either::Left(body))
+}
+
+fn explain(error: &hyper::Error) -> PublicError {
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        if let Some(cut) = inner.downcast_ref::<Cut>() {
+            return cut.public();
+        }
+        cause = inner.source();
+    }
+    tracing::warn!(error = %Chain(error), "a node was lost during a call");
+    PublicError::new(Code::NodeLost, "the node went away during the call, which may have run")
+}
+
+/// A call under way. When the client goes away in the middle, the call is still waited for: it runs to its end,
+/// holds its place in the function's concurrency until then, and the connection is not wasted.
+struct Flight<'a> {
+    answer: Option<Pin<Box<dyn Future<Output = Sent> + Send>>>,
+    lease: Option<Lease>,
+    permit: Option<Permit>,
+    deadline: Instant,
+    tasks: &'a TaskTracker,
+}
+
+impl Future for Flight<'_> {
+    type Output = (Sent, Lease, Option<Permit>);
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let answer = self.answer.as_mut().expect("a finished flight is not polled again");
+        let sent = std::task::ready!(answer.as_mut().poll(cx));
+        self.answer = None;
+        let lease = self.lease.take().expect("a flight has its lease until it is over");
+        Poll::Ready((sent, lease, self.permit.take()))
+    }
+}
+
+impl Drop for Flight<'_> {
+    fn drop(&mut self) {
+        let (Some(answer), Some(lease)) = (self.answer.take(), self.lease.take()) else { return };
+        let (permit, deadline) = (self.permit.take(), self.deadline);
+        // At the end of the runtime there is nobody to wait.
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let wait = async move {
+            let finished = timeout_at(deadline, async {
+                let Ok(answer) = answer.await else { return false };
+                drop(permit);
+                let mut body = answer.into_body();
+                while let Some(frame) = body.frame().await {
+                    if frame.is_err() {
+                        return false;
+                    }
+                }
+                true
+            });
+            if let Ok(true) = finished.await {
+                lease.give_back();
+            }
+        };
+        self.tasks.spawn_on(wait, &runtime);
+    }
+}

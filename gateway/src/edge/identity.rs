@@ -1,0 +1,184 @@
+//! Who calls: JWTs, signed with HS256 and the platform's own secret. The tenant comes from here and from nowhere
+//! else.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use common::ids::UserId;
+use http::HeaderMap;
+use http::header::AUTHORIZATION;
+use jsonwebtoken::errors::ErrorKind;
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use serde::{Deserialize, Serialize};
+
+/// The one issuer.
+const ISSUER: &str = "dartcloud";
+
+/// How far the clocks of gateways may be apart, in seconds.
+const LEEWAY_SECONDS: u64 = 5;
+
+/// Longest token that is looked at, in bytes; ours have about 250.
+const MAX_TOKEN_BYTES: usize = 2048;
+
+/// Why a credential was not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Denied {
+    /// There is none.
+    #[error("this needs a token: send `Authorization: Bearer <access token>`")]
+    Missing,
+    /// It was good once.
+    #[error("the token has expired: log in again, or use the refresh token")]
+    Expired,
+    /// It is not one of ours.
+    #[error("the token is not valid: log in again")]
+    Invalid,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Claims {
+    sub: UserId,
+    iss: String,
+    iat: u64,
+    exp: u64,
+}
+
+/// Issues and verifies tokens. One algorithm, one issuer, required claims.
+pub(crate) struct Identity {
+    encoding: EncodingKey,
+    decoding: DecodingKey,
+    header: Header,
+    validation: Validation,
+}
+
+impl Identity {
+    /// An identity on `secret`, whose strength the caller has checked.
+    pub(crate) fn new(secret: &str) -> Self {
+        let mut validation = Validation::new(Algorithm::HS256);
+        validation.leeway = LEEWAY_SECONDS;
+        validation.set_required_spec_claims(&["sub", "exp", "iss"]);
+        validation.set_issuer(&[ISSUER]);
+        Self {
+            encoding: EncodingKey::from_secret(secret.as_bytes()),
+            decoding: DecodingKey::from_secret(secret.as_bytes()),
+            header: Header::new(Algorithm::HS256),
+            validation,
+        }
+    }
+
+    /// A token of `user` that is good for `lifetime`.
+    pub(crate) fn issue(&self, user: UserId, lifetime: Duration) -> String {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let claims = Claims { sub: user, iss: ISSUER.to_owned(), iat: now, exp: now + lifetime.as_secs() };
+        jsonwebtoken::encode(&self.header, &claims, &self.encoding).expect("HS256 signs any four plain claims")
+    }
+
+    /// Whose token it is.
+    ///
+    /// # Errors
+    /// It has expired, or is not one of ours.
+    pub(crate) fn verify(&self, token: &str) -> Result<UserId, Denied> {
+        if token.len() > MAX_TOKEN_BYTES {
+            return Err(Denied::Invalid);
+        }
+        match jsonwebtoken::decode::<Claims>(token, &self.decoding, &self.validation) {
+            Ok(token) => Ok(token.claims.sub),
+            Err(error) if matches!(error.kind(), ErrorKind::ExpiredSignature) => Err(Denied::Expired),
+            Err(_) => Err(Denied::Invalid),
+        }
+    }
+
+    /// Whose bearer token a request bears.
+    ///
+    /// # Errors
+    /// It bears none, two, or one that is not taken.
+    pub(crate) fn bearer(&self, headers: &HeaderMap) -> Result<UserId, Denied> {
+        let mut values = headers.get_all(AUTHORIZATION).iter();
+        let value = values.next().ok_or(Denied::Missing)?;
+        if values.next().is_some() {
+            return Err(Denied::Invalid);
+        }
+        let text = value.to_str().map_err(|_| Denied::Invalid)?;
+        match text.split_once(' ') {
+            Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => self.verify(token.trim()),
+            _ => Err(Denied::Missing),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    const SECRET: &str = "0123456789abcdef0123456789abcdef";
+
+    fn now() -> u64 {
+        SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+    }
+
+    fn sign(header: &Header, claims: &serde_json::Value, secret: &str) -> String {
+        jsonwebtoken::encode(header, claims, &EncodingKey::from_secret(secret.as_bytes())).unwrap()
+    }
+
+    fn check(claims: &serde_json::Value, expected: Result<(), Denied>) {
+        let token = sign(&Header::new(Algorithm::HS256), claims, SECRET);
+        assert_eq!(Identity::new(SECRET).verify(&token).map(|_| ()), expected, "{claims}");
+    }
+
+    #[test]
+    fn what_we_issue_we_take() {
+        let identity = Identity::new(SECRET);
+        let user = UserId::new();
+        let token = identity.issue(user, Duration::from_secs(60));
+        assert_eq!(identity.verify(&token), Ok(user));
+        assert_eq!(Identity::new("another secret of at least 32 bytes").verify(&token), Err(Denied::Invalid));
+    }
+
+    #[test]
+    fn claims_are_required() {
+        let user = UserId::new();
+        let good = json!({"sub": user, "iss": ISSUER, "iat": now(), "exp": now() + 60});
+        check(&good, Ok(()));
+        for claim in ["sub", "iss", "iat", "exp"] {
+            let mut without = good.clone();
+            without.as_object_mut().unwrap().remove(claim);
+            check(&without, Err(Denied::Invalid));
+        }
+        check(&json!({"sub": user, "iss": ISSUER, "iat": now(), "exp": now() - 60}), Err(Denied::Expired));
+        check(&json!({"sub": user, "iss": "other", "iat": now(), "exp": now() + 60}), Err(Denied::Invalid));
+        check(&json!({"sub": "me", "iss": ISSUER, "iat": now(), "exp": now() + 60}), Err(Denied::Invalid));
+    }
+
+    #[test]
+    fn one_algorithm() {
+        let claims = json!({"sub": UserId::new(), "iss": ISSUER, "iat": now(), "exp": now() + 60});
+        let identity = Identity::new(SECRET);
+        for algorithm in [Algorithm::HS384, Algorithm::HS512] {
+            assert_eq!(identity.verify(&sign(&Header::new(algorithm), &claims, SECRET)), Err(Denied::Invalid));
+        }
+        // {"alg":"none"} and our claims, unsigned.
+        let token = sign(&Header::new(Algorithm::HS256), &claims, SECRET);
+        let body = token.split('.').nth(1).unwrap();
+        assert_eq!(identity.verify(&format!("eyJhbGciOiJub25lIn0.{body}.")), Err(Denied::Invalid));
+    }
+
+    #[test]
+    fn headers() {
+        let identity = Identity::new(SECRET);
+        let user = UserId::new();
+        let token = identity.issue(user, Duration::from_secs(60));
+        let check = |values: &[&str], expected| {
+            let mut headers = HeaderMap::new();
+            values.iter().for_each(|value| {
+                headers.append(AUTHORIZATION, value.parse().unwrap());
+            });
+            assert_eq!(identity.bearer(&headers), expected, "{values:?}");
+        };
+        let bearer = format!("Bearer {token}");
+        check(&[&bearer], Ok(user));
+        check(&[&format!("bearer {token}")], Ok(user));
+        check(&[], Err(Denied::Missing));
+        check(&["Basic dTpw"], Err(Denied::Missing));
+        check(&["Bearer x"], Err(Denied::Invalid));
+        check(&[&bearer, &bearer], Err(Denied::Invalid));
+    }
+}

@@ -1,0 +1,209 @@
+//! The chassis and the engine: Pingora owns the listening socket, the threads and their lives; hyper speaks HTTP/1.1
+//! on each connection.
+//!
+//! While the gateway stops, what is in flight is answered, every answer asks for another connection, and connections
+//! that are silent are closed a moment later.
+
+use std::convert::Infallible;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::os::fd::IntoRawFd as _;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use common::error::Chain;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use pingora::apps::ServerApp;
+use pingora::protocols::Stream;
+use pingora::server::configuration::ServerConf;
+use pingora::server::{ListenFds, RunArgs, Server, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch};
+use pingora::services::listening::Service;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::gate::{MAX_HEAD_BYTES, MAX_HEADER_LINES};
+use super::{Edge, Peer};
+use crate::metrics::Metrics;
+
+/// How long a client has for the whole head of a request, and how long a connection may be silent between two.
+const HEAD_DEADLINE: Duration = Duration::from_secs(10);
+
+/// The engine's own limit of a head, in bytes: twice ours, so that in nearly all cases it is the gate that refuses,
+/// with a sentence.
+const ENGINE_HEAD_BYTES: usize = 2 * MAX_HEAD_BYTES;
+
+/// How long silent connections stay open once the gateway stops, so that a request that is on its way is answered.
+const SETTLE: Duration = Duration::from_millis(500);
+
+/// A request stays on the thread that took its connection. Pingora finds the threads of a runtime by numbers that the
+/// system gives out again, so within one process only its first server may do without stealing: tests have many.
+const WORK_STEALING: bool = cfg!(test);
+
+/// The public listener.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ListenArgs {
+    /// Address of the public listener.
+    #[arg(long, env = "BIND_ADDR", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
+    pub bind_addr: IpAddr,
+    /// Port of the public listener: functions and API.
+    #[arg(long, env = "PORT", default_value_t = 8080)]
+    pub port: u16,
+    /// Threads that serve the public listener. Default: one for each core.
+    #[arg(long, env = "EDGE_THREADS")]
+    pub edge_threads: Option<std::num::NonZeroUsize>,
+    /// How long calls that are in flight may take to finish once the gateway is told to stop, in seconds.
+    #[arg(long, env = "DRAIN_SECONDS", default_value_t = 10)]
+    pub drain_seconds: u32,
+}
+
+impl ListenArgs {
+    fn threads(&self) -> usize {
+        let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+        self.edge_threads.map_or_else(cores, std::num::NonZeroUsize::get)
+    }
+}
+
+/// Serves `edge` on `socket` until `stop`, then until all connections are closed or the time for that is over.
+/// Blocks the calling thread, which must not be one of a runtime.
+pub(crate) fn serve(edge: Arc<Edge>, socket: TcpListener, args: &ListenArgs, stop: CancellationToken) {
+    let (close, closing) = watch::channel(false);
+    let grace = Duration::from_secs(args.drain_seconds.into());
+    let connections = TaskTracker::new();
+    let door = Door { edge: edge.clone(), connections: connections.clone(), grace };
+    // Pingora's own configuration is for its own proxy; here it gives threads and sockets only.
+    let conf = ServerConf {
+        threads: args.threads(),
+        work_stealing: WORK_STEALING,
+        grace_period_seconds: Some(0),
+        graceful_shutdown_timeout_seconds: Some(1),
+        ..ServerConf::default()
+    };
+    let mut server = Server::new_with_opt_and_conf(None, conf);
+    server.bootstrap();
+    server.add_service(Public { socket: Some(socket), door: Some(door), closing });
+    let drain = Drain { edge, connections, close, stop, grace };
+    server.run(RunArgs { shutdown_signal: Box::new(drain) });
+}
+
+/// The public service: Pingora's listening service, on a socket that is bound already (so that a port in use is an
+/// error with a sentence, before anything starts), with a stop signal of our own.
+struct Public {
+    socket: Option<TcpListener>,
+    door: Option<Door>,
+    closing: watch::Receiver<bool>,
+}
+
+#[async_trait]
+impl pingora::services::Service for Public {
+    async fn start_service(&mut self, fds: Option<ListenFds>, _: ShutdownWatch, listeners_per_fd: usize) {
+        let (Some(socket), Some(door), Some(fds)) = (self.socket.take(), self.door.take(), fds) else { return };
+        let address = match socket.local_addr() {
+            Ok(address) => address.to_string(),
+            Err(error) => return tracing::error!(%error, "the public socket has no address"),
+        };
+        fds.lock().add(address.clone(), socket.into_raw_fd());
+        let mut listening = Service::new("edge".to_owned(), door);
+        listening.add_tcp(&address);
+        pingora::services::Service::start_service(&mut listening, Some(fds), self.closing.clone(), listeners_per_fd)
+            .await;
+    }
+
+    fn name(&self) -> &str {
+        "edge"
+    }
+}
+
+/// Waits for the stop, then for the connections; only then Pingora is told, which ends its threads at once.
+struct Drain {
+    edge: Arc<Edge>,
+    connections: TaskTracker,
+    close: watch::Sender<bool>,
+    stop: CancellationToken,
+    grace: Duration,
+}
+
+#[async_trait]
+impl ShutdownSignalWatch for Drain {
+    async fn recv(&self) -> ShutdownSignal {
+        self.stop.cancelled().await;
+        self.edge.draining.store(true, Ordering::Relaxed);
+        // From here on nothing is accepted.
+        self.close.send_replace(true);
+        self.connections.close();
+        self.edge.tasks.close();
+        let quiet = async {
+            self.connections.wait().await;
+            self.edge.tasks.wait().await;
+        };
+        if timeout(self.grace, quiet).await.is_err() {
+            let connections = self.connections.len();
+            tracing::warn!(connections, "calls are cut off: they took longer than DRAIN_SECONDS to finish");
+        }
+        ShutdownSignal::FastShutdown
+    }
+}
+
+/// What happens on each connection.
+struct Door {
+    edge: Arc<Edge>,
+    connections: TaskTracker,
+    grace: Duration,
+}
+
+struct Counted<'a>(&'a Metrics);
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.connections.dec();
+    }
+}
+
+#[async_trait]
+impl ServerApp for Door {
+    async fn process_new(self: &Arc<Self>, stream: Stream, closing: &ShutdownWatch) -> Option<Stream> {
+        let _open = self.connections.token();
+        let peer = Peer::new(address_of(&stream)?.ip());
+        self.edge.metrics.connections.inc();
+        let _counted = Counted(&self.edge.metrics);
+        let service = service_fn(|request| async { Ok::<_, Infallible>(self.edge.answer(&peer, request).await) });
+        // Not `pipeline_flush`: with it, the answer to a head that cannot be parsed is never sent.
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_DEADLINE)
+            .max_buf_size(ENGINE_HEAD_BYTES)
+            .serve_connection(TokioIo::new(stream), service);
+        let mut connection = std::pin::pin!(connection);
+        let mut closing = closing.clone();
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            // Not the guard that `wait_for` returns: it is not to be held while the connection goes on.
+            () = async { closing.wait_for(|closing| *closing).await.ok(); } => {
+                let end = Instant::now() + self.grace;
+                tokio::select! {
+                    ended = connection.as_mut() => ended,
+                    () = sleep(SETTLE.min(self.grace)) => {
+                        // What is in flight is answered, what is silent is closed.
+                        connection.as_mut().graceful_shutdown();
+                        tokio::select! { ended = connection => ended, () = sleep_until(end) => Ok(()) }
+                    }
+                }
+            }
+        };
+        if let Err(error) = ended {
+            tracing::debug!(error = %Chain(&error), "connection");
+        }
+        None
+    }
+}
+
+fn address_of(stream: &Stream) -> Option<SocketAddr> {
+    stream.get_socket_digest()?.peer_addr()?.as_inet().copied()
+}
+
+// hyper's own default; a larger number would cost an allocation for each request.
+const _: () = assert!(MAX_HEADER_LINES == 100);

@@ -1,0 +1,275 @@
+//! The edge: what every request meets on its way in. [`Edge::steps`] is the list.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use common::error::{Code, PublicError};
+use common::function::Access;
+use common::ids::{InvocationId, UserId};
+use common::protocol::{FORM_ENVELOPE, FORM_HTTP};
+use http::header::{AUTHORIZATION, CONTENT_TYPE};
+use http::request::Parts;
+use http::uri::PathAndQuery;
+use http::{HeaderValue, Method, Request, Response, Uri};
+use hyper::body::Incoming;
+use tokio_util::task::TaskTracker;
+
+use crate::fleet::Fleet;
+use crate::fleet::stock::NodeLink;
+use crate::metrics::{Kind, Metrics};
+
+pub(crate) mod body;
+pub(crate) mod control_call;
+mod forward;
+mod gate;
+pub(crate) mod identity;
+pub(crate) mod limits;
+pub(crate) mod listener;
+pub(crate) mod placement;
+mod receipt;
+pub(crate) mod routes;
+
+use body::{AnswerBody, ClientBody};
+use control_call::ControlCalls;
+use forward::Invocation;
+use identity::{Denied, Identity};
+use limits::{Client, Limits};
+use receipt::{Answer, Receipt};
+use routes::{Route, Routes, Target};
+
+/// The id of the request, in the extensions of every request of the control API.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RequestId(pub(crate) InvocationId);
+
+/// All that a request meets.
+pub(crate) struct Edge {
+    pub(crate) routes: Arc<Routes>,
+    pub(crate) identity: Arc<Identity>,
+    pub(crate) limits: Arc<Limits>,
+    pub(crate) fleet: Fleet,
+    pub(crate) control: ControlCalls,
+    pub(crate) metrics: Arc<Metrics>,
+    /// Calls whose client went away.
+    pub(crate) tasks: TaskTracker,
+    /// Largest body of a call, in bytes.
+    pub(crate) max_request_bytes: u64,
+    /// Largest upload to the control API, in bytes.
+    pub(crate) max_upload_bytes: u64,
+    /// Set while the gateway stops: clients are asked to go elsewhere.
+    pub(crate) draining: AtomicBool,
+}
+
+/// How long a call waits for a node when none is linked.
+const NODE_DEADLINE: Duration = Duration::from_secs(3);
+
+/// Who is at the other end of a connection.
+pub(crate) struct Peer {
+    address: IpAddr,
+    address_text: HeaderValue,
+}
+
+impl Peer {
+    pub(crate) fn new(address: IpAddr) -> Self {
+        let address = address.to_canonical();
+        let address_text = HeaderValue::try_from(address.to_string()).expect("an address is a valid header value");
+        Self { address, address_text }
+    }
+}
+
+/// A function, and how it is called.
+struct Call {
+    route: Arc<Route>,
+    target: Uri,
+    form: &'static str,
+    /// Whom the rate counts for.
+    client: Client,
+}
+
+impl Edge {
+    /// Answers one request.
+    pub(crate) async fn answer(&self, peer: &Peer, request: Request<Incoming>) -> Response<AnswerBody> {
+        let mut receipt = Receipt::begin(&self.metrics, request.method().clone());
+        let result = self.steps(peer, request, &mut receipt).await;
+        receipt.finish(result, self.draining.load(Ordering::Relaxed))
+    }
+
+    async fn steps(
+        &self,
+        peer: &Peer,
+        request: Request<Incoming>,
+        receipt: &mut Receipt<'_>,
+    ) -> Result<Answer, PublicError> {
+        let (mut parts, body) = request.into_parts();
+        let mut body = ClientBody::new(body, &parts.headers, self.max_request_bytes, forward::UPLOAD_DEADLINE);
+        // What can be said of a request before its body is read. A refusal lets the client finish sending first.
+        let decided = gate::admit(&mut parts, &peer.address_text).and_then(|()| self.decide(peer, &mut parts, receipt));
+        let decision = match decided {
+            Ok(Decision::Call(_)) if body.is_declared_too_large() => Err(body::too_large(self.max_request_bytes)),
+            decided => decided,
+        };
+        match decision {
+            Err(error) => {
+                body.discard().await;
+                Err(error)
+            }
+            Ok(Decision::Home) => Ok(Answer::Own(home())),
+            Ok(Decision::Control) => {
+                parts.extensions.insert(RequestId(receipt.id));
+                body.allow(self.max_upload_bytes, control_call::UPLOAD_DEADLINE);
+                self.control.answer(parts, body).await.map(Answer::Control)
+            }
+            Ok(Decision::Call(call)) => self.call(call, parts, body, receipt).await,
+        }
+    }
+
+    /// Routes, identity and rate: where the request goes, and whether it may.
+    fn decide(&self, peer: &Peer, parts: &mut Parts, receipt: &mut Receipt<'_>) -> Result<Decision, PublicError> {
+        let address = Client::Address(peer.address);
+        let call = match Target::of(parts.uri.path()) {
+            Target::Home => {
+                self.limits.client(address)?;
+                return Ok(Decision::Home);
+            }
+            Target::Unknown => {
+                self.limits.client(address)?;
+                return Err(PublicError::new(
+                    Code::NotFound,
+                    "nothing is here: functions are at /f/, the API at /api/",
+                ));
+            }
+            Target::Control => {
+                receipt.kind = Kind::Control;
+                self.admit_control(peer, parts)?;
+                return Ok(Decision::Control);
+            }
+            Target::Http { handle, name, rest } => {
+                receipt.kind = Kind::Http;
+                let table = self.routes.now();
+                let route = table.by_path(handle, name).ok_or_else(not_found)?;
+                let caller = self.authorise(route, parts)?;
+                Call {
+                    route: route.clone(),
+                    target: target(rest, parts.uri.query()),
+                    form: FORM_HTTP,
+                    client: caller.map_or(address, Client::User),
+                }
+            }
+            Target::Envelope { key } => {
+                receipt.kind = Kind::Envelope;
+                if parts.method != Method::POST {
+                    return Err(PublicError::new(Code::MethodNotAllowed, "an invocation is a POST"));
+                }
+                let caller = self.identity.bearer(&parts.headers).map_err(unauthorized)?;
+                let route = self.routes.now().by_key(caller, key).cloned().ok_or_else(not_found)?;
+                Call { route, target: Uri::from_static("/"), form: FORM_ENVELOPE, client: Client::User(caller) }
+            }
+        };
+        self.limits.client(call.client)?;
+        // The platform consumed the credential of a private call; the function never sees it.
+        if call.form == FORM_ENVELOPE || call.route.access == Access::Private {
+            parts.headers.remove(AUTHORIZATION);
+        }
+        Ok(Decision::Call(call))
+    }
+
+    /// The caller, where a function has to know him. Somebody else's function is not there.
+    fn authorise(&self, route: &Route, parts: &Parts) -> Result<Option<UserId>, PublicError> {
+        match route.access {
+            Access::Public => Ok(None),
+            Access::Private => match self.identity.bearer(&parts.headers).map_err(unauthorized)? {
+                caller if caller == route.owner => Ok(Some(caller)),
+                _ => Err(not_found()),
+            },
+        }
+    }
+
+    /// The control API authenticates by itself; here a good token only says whose rate counts.
+    fn admit_control(&self, peer: &Peer, parts: &Parts) -> Result<(), PublicError> {
+        if matches!(parts.uri.path(), "/api/auth/register" | "/api/auth/login" | "/api/auth/refresh") {
+            self.limits.login(peer.address)?;
+        }
+        let client = self.identity.bearer(&parts.headers).map_or(Client::Address(peer.address), Client::User);
+        self.limits.client(client)
+    }
+
+    /// Concurrency, placement and forwarding.
+    async fn call(
+        &self,
+        call: Call,
+        parts: Parts,
+        body: ClientBody,
+        receipt: &Receipt<'_>,
+    ) -> Result<Answer, PublicError> {
+        let Call { route, target, form, .. } = call;
+        let limit = route.spec.limits.concurrency;
+        let Some(permit) = route.admission.admit(limit) else {
+            body.discard().await;
+            let sentence = format!("the function has {limit} calls under way, which is its limit: try again");
+            return Err(PublicError::new(Code::ConcurrencyLimited, sentence));
+        };
+        let Ok(link) = tokio::time::timeout(NODE_DEADLINE, self.placed(&route)).await else {
+            body.discard().await;
+            return Err(PublicError::new(Code::NoNode, "no node is linked: try again in a moment"));
+        };
+        let id = receipt.id_text.clone();
+        let invocation = Invocation { route, parts, body, target, form, id, permit };
+        forward::forward(&self.fleet, &self.tasks, &link, invocation).await.map(Answer::Node)
+    }
+
+    /// The node for a call, once there is one: a gateway or a node that has just started is linked within moments.
+    async fn placed(&self, route: &Route) -> Arc<NodeLink> {
+        loop {
+            let changed = self.fleet.changed();
+            if let Some(link) = self.place(route) {
+                return link;
+            }
+            changed.await;
+        }
+    }
+
+    fn place(&self, route: &Route) -> Option<Arc<NodeLink>> {
+        let nodes = self.fleet.nodes();
+        let candidates = nodes.iter().map(|node| placement::Candidate { node: node.link.node, state: &node.state });
+        placement::choose(candidates, route.spec.deployment).map(|place| nodes[place].link.clone())
+    }
+}
+
+enum Decision {
+    Home,
+    Control,
+    Call(Call),
+}
+
+fn not_found() -> PublicError {
+    PublicError::new(Code::NotFound, "there is no such function, or no version of it serves yet")
+}
+
+fn unauthorized(denied: Denied) -> PublicError {
+    PublicError::new(Code::Unauthorized, denied.to_string())
+}
+
+/// `rest?query`, where no rest is the root.
+fn target(rest: &str, query: Option<&str>) -> Uri {
+    let rest = if rest.is_empty() { "/" } else { rest };
+    let text = match query {
+        Some(query) => format!("{rest}?{query}"),
+        None if rest == "/" => return Uri::from_static("/"),
+        None => rest.to_owned(),
+    };
+    // A part of a valid target that begins with a slash is a valid target.
+    PathAndQuery::from_maybe_shared(bytes::Bytes::from(text)).map_or_else(|_| Uri::from_static("/"), Uri::from)
+}
+
+fn home() -> Response<AnswerBody> {
+    let text = concat!(
+        r#"{"name":"Dart Cloud","version":""#,
+        env!("CARGO_PKG_VERSION"),
+        r#"","api":"/api","health":"/api/health","functions":"/f/{owner}/{name}"}"#,
+        "\n"
+    );
+    let mut response = Response::new(AnswerBody::Own(Some(text.into())));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}

@@ -1,0 +1,63 @@
+//! Why a gateway does not start. Each sentence says the fix.
+
+use std::net::SocketAddr;
+
+pub use crate::fleet::link::LinkError;
+
+/// The gateway could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A setting is missing or wrong: the operator's to mend.
+    #[error("{0}")]
+    Setting(String),
+    /// The public port is taken, or not ours to take.
+    #[error("cannot listen on {address}: stop what listens there, or set PORT or BIND_ADDR")]
+    Address {
+        /// Which.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The link's socket cannot be had.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// A runtime file is wrong.
+    #[error(transparent)]
+    Runtime(#[from] common::runtime::InvalidRuntime),
+    /// The database did not answer within a minute, or refuses us.
+    #[error("the database cannot be opened: check DATABASE_URL or POSTGRES_*, and that it runs")]
+    Store(#[from] store::Error),
+    /// It was stopped while it waited for the database.
+    #[error("told to stop before the database answered")]
+    Stopped,
+    /// The disk.
+    #[error("cannot use the data directory {path}: set DATA_DIR to one that this user can write")]
+    Directory {
+        /// Which.
+        path: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// No threads, or no memory.
+    #[error("the system gave no threads")]
+    Threads(#[source] std::io::Error),
+    /// The control API's own threads.
+    #[error("the control API cannot start")]
+    Control(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// Two gateways on one registry.
+    #[error("the metrics are registered already")]
+    Metrics(#[from] prometheus::Error),
+}
+
+impl StartError {
+    /// The exit code of a program that ends with this: 64 where a setting is wrong, else 1.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Setting(_) | Self::Runtime(_) => 64,
+            _ => 1,
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! What agents ask of us: archives, builds, deployments, and that we take their records.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use common::digest::Digest;
+use common::error::Chain;
+use common::ids::DeploymentId;
+use common::invocation::Record;
+use common::protocol::calls;
+use futures_util::TryStreamExt as _;
+use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http_body::Frame;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt as _, Full, Limited, StreamBody};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use store::Store;
+use store::artifacts::{Artifact, Artifacts};
+use tokio::io::AsyncReadExt as _;
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+use tokio_util::io::ReaderStream;
+use tokio_util::sync::CancellationToken;
+
+use super::Fleet;
+use crate::edge::routes::Routes;
+
+/// How long a call's body may stand still.
+const CHUNK_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Largest batch of records, in bytes. One record may hold a result of `MAX_RESPONSE_MB` in Base64.
+const MAX_RECORDS_BYTES: usize = 64 * 1024 * 1024;
+
+/// Largest packed build, in bytes.
+const MAX_BUILD_BYTES: u64 = 2 * 1024 * 1024 * 1024;
+
+/// How much is read from a file at once, in bytes.
+const READ_BYTES: usize = 64 * 1024;
+
+type AnswerBody = UnsyncBoxBody<Bytes, std::io::Error>;
+
+/// What the answers are made from.
+pub(crate) struct Calls {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) artifacts: Artifacts,
+    pub(crate) routes: Arc<Routes>,
+    pub(crate) fleet: Fleet,
+}
+
+/// Why a call failed. The sentence goes to the agent's log.
+#[derive(Debug, thiserror::Error)]
+enum CallError {
+    #[error("there is no such thing")]
+    NotFound,
+    #[error("there is no such call")]
+    Unknown,
+    #[error("the body is not what this call takes: {0}")]
+    Invalid(String),
+    #[error("the body stood still")]
+    Slow,
+    #[error("the body is over {0} bytes")]
+    TooLarge(u64),
+    #[error("the artifact store failed")]
+    Artifacts(#[from] std::io::Error),
+    #[error("the store failed")]
+    Store(#[from] store::Error),
+}
+
+impl CallError {
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::NotFound | Self::Unknown => StatusCode::NOT_FOUND,
+            Self::Invalid(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::Slow => StatusCode::REQUEST_TIMEOUT,
+            Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Store(store::Error::Unavailable(_)) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Artifacts(_) | Self::Store(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+}
+
+impl Calls {
+    /// Serves one connection to its end.
+    pub(super) async fn serve(self: Arc<Self>, stream: UnixStream, rest: BytesMut, stop: CancellationToken) {
+        let (read, write) = stream.into_split();
+        let stream = tokio::io::join(std::io::Cursor::new(rest).chain(read), write);
+        let service = hyper::service::service_fn(move |request| {
+            let calls = self.clone();
+            async move { Ok::<_, Infallible>(calls.answer(request).await) }
+        });
+        // An agent keeps its connections for as long as it lives: no deadline for the next head.
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(None)
+            .serve_connection(TokioIo::new(stream), service);
+        let mut connection = std::pin::pin!(connection);
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = stop.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                timeout(CHUNK_DEADLINE, connection).await.unwrap_or(Ok(()))
+            }
+        };
+        if let Err(error) = ended {
+            tracing::debug!(%error, "a call connection ended");
+        }
+    }
+
+    async fn answer(&self, request: Request<Incoming>) -> Response<AnswerBody> {
+        let path = request.uri().path().to_owned();
+        match self.act(request, &path).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                if error.status().is_server_error() {
+                    tracing::warn!(path, error = %Chain(&error), "an agent's call failed");
+                }
+                text(error.status(), error.to_string())
+            }
+        }
+    }
+
+    async fn act(&self, request: Request<Incoming>, path: &str) -> Result<Response<AnswerBody>, CallError> {
+        if request.method() == Method::POST && path == calls::RECORDS {
+            return self.take_records(request.into_body()).await;
+        }
+        if let (&Method::GET, Some(id)) = (request.method(), path.strip_prefix(calls::DEPLOYMENTS)) {
+            return self.deployment(id.parse().map_err(|_| CallError::NotFound)?);
+        }
+        let digest = |text: &str| text.parse::<Digest>().map_err(|_| CallError::NotFound);
+        if let (&Method::GET, Some(text)) = (request.method(), path.strip_prefix(calls::ARCHIVES)) {
+            return self.send(Artifact::Archive(digest(text)?)).await;
+        }
+        if let Some(text) = path.strip_prefix(calls::BUILDS) {
+            let artifact = Artifact::Build(digest(text)?);
+            match *request.method() {
+                Method::GET => return self.send(artifact).await,
+                Method::PUT => return self.keep(artifact, request.into_body()).await,
+                _ => {}
+            }
+        }
+        Err(CallError::Unknown)
+    }
+
+    fn deployment(&self, id: DeploymentId) -> Result<Response<AnswerBody>, CallError> {
+        let json = match (self.routes.now().by_deployment(id), self.fleet.pending(id)) {
+            (Some(route), _) => serde_json::to_vec(&route.spec),
+            (None, Some(pending)) => serde_json::to_vec(&*pending),
+            (None, None) => return Err(CallError::NotFound),
+        };
+        let json = json.expect("a spec has string keys only");
+        let mut answer = Response::new(full(json.into()));
+        answer.headers_mut().insert(http::header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        Ok(answer)
+    }
+
+    async fn take_records(&self, body: Incoming) -> Result<Response<AnswerBody>, CallError> {
+        let body = timeout(CHUNK_DEADLINE, Limited::new(body, MAX_RECORDS_BYTES).collect()).await;
+        let bytes = body.map_err(|_| CallError::Slow)?.map_err(|error| CallError::Invalid(error.to_string()))?;
+        let records: Vec<Record> =
+            serde_json::from_slice(&bytes.to_bytes()).map_err(|error| CallError::Invalid(error.to_string()))?;
+        self.store.insert_records(&records).await?;
+        let mut answer = Response::new(full(Bytes::new()));
+        *answer.status_mut() = StatusCode::NO_CONTENT;
+        Ok(answer)
+    }
+
+    async fn send(&self, artifact: Artifact) -> Result<Response<AnswerBody>, CallError> {
+        let (file, length) = self.artifacts.read(artifact).await?.ok_or(CallError::NotFound)?;
+        let chunks = ReaderStream::with_capacity(file.take(length), READ_BYTES);
+        let mut answer = Response::new(StreamBody::new(chunks.map_ok(Frame::data)).boxed_unsync());
+        answer.headers_mut().insert(http::header::CONTENT_LENGTH, length.into());
+        Ok(answer)
+    }
+
+    async fn keep(&self, artifact: Artifact, mut body: Incoming) -> Result<Response<AnswerBody>, CallError> {
+        let mut incoming = self.artifacts.begin().await?;
+        while let Some(frame) = timeout(CHUNK_DEADLINE, body.frame()).await.map_err(|_| CallError::Slow)? {
+            let frame = frame.map_err(|error| CallError::Invalid(error.to_string()))?;
+            let Ok(data) = frame.into_data() else { continue };
+            incoming.write(&data).await?;
+            if incoming.len() > MAX_BUILD_BYTES {
+                return Err(CallError::TooLarge(MAX_BUILD_BYTES));
+            }
+        }
+        incoming.keep(artifact).await?;
+        let mut answer = Response::new(full(Bytes::new()));
+        *answer.status_mut() = StatusCode::CREATED;
+        Ok(answer)
+    }
+}
+
+fn full(bytes: Bytes) -> AnswerBody {
+    Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
+}
+
+fn text(status: StatusCode, sentence: String) -> Response<AnswerBody> {
+    let mut answer = Response::new(full(sentence.into()));
+    *answer.status_mut() = status;
+    answer
+}

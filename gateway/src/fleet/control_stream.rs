@@ -1,0 +1,169 @@
+//! A node's control stream: it registers, says every second how it is, and gets orders. When the stream ends, the
+//! node gets no more calls.
+
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use common::error::Chain;
+use common::ids::NodeId;
+use common::protocol::{AgentMessage, GatewayMessage, HEARTBEAT_MS, MAX_FRAME_BYTES, VERSION};
+use futures_util::{SinkExt as _, StreamExt as _};
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::codec::{Framed, FramedParts, LengthDelimitedCodec};
+use tokio_util::sync::CancellationToken;
+
+use super::Fleet;
+use super::stock::NodeLink;
+use crate::edge::routes::Routes;
+
+/// A node that is silent for so long is gone.
+const SILENCE: Duration = Duration::from_millis(5 * HEARTBEAT_MS);
+
+/// How long a node may take to take an order.
+const SEND_DEADLINE: Duration = Duration::from_secs(5);
+
+type Frames = Framed<UnixStream, LengthDelimitedCodec>;
+
+/// Tells one control stream of a node from the next.
+static STREAMS: AtomicU64 = AtomicU64::new(0);
+
+/// Why a control stream ended.
+#[derive(Debug, thiserror::Error)]
+enum End {
+    #[error("the node closed it")]
+    Closed,
+    #[error("the node has said nothing for {} s", SILENCE.as_secs())]
+    Silent,
+    #[error("a newer stream of the same node took its place")]
+    Replaced,
+    #[error("this gateway stops")]
+    Stopping,
+    #[error("the node did not register first")]
+    NotRegistered,
+    #[error("the stream broke")]
+    Broken(#[from] io::Error),
+    #[error("the node said what is not in the protocol")]
+    Garbled(#[from] serde_json::Error),
+}
+
+/// All that can happen on a control stream.
+enum Event {
+    Said(AgentMessage),
+    Order(GatewayMessage),
+    Shortage,
+}
+
+/// Serves one stream from its registration to its end.
+pub(super) async fn run(
+    stream: UnixStream,
+    rest: BytesMut,
+    node: NodeId,
+    fleet: &Fleet,
+    routes: &Routes,
+    stop: CancellationToken,
+) {
+    let mut parts = FramedParts::new::<Bytes>(stream, codec());
+    parts.read_buf = rest;
+    let mut frames = Framed::from_parts(parts);
+    let this = STREAMS.fetch_add(1, Ordering::Relaxed);
+    let link = fleet.link_of(node);
+    let end = match register(&mut frames, &link, this, fleet, routes, &stop).await {
+        Ok(mut orders) => serve(&mut frames, &link, this, fleet, &mut orders, &stop).await,
+        Err(end) => end,
+    };
+    fleet.lost(node, this);
+    match end {
+        End::Stopping | End::Replaced => tracing::debug!(%node, %end, "control stream ended"),
+        end => tracing::warn!(%node, error = %Chain(&end), "node lost"),
+    }
+}
+
+/// Says why a node is not taken.
+pub(super) async fn refuse(stream: UnixStream, refusal: GatewayMessage) {
+    let mut frames = Framed::new(stream, codec());
+    if let Err(error) = say(&mut frames, &refusal).await {
+        tracing::debug!(%error, "a refused node did not wait for the reason");
+    }
+}
+
+fn codec() -> LengthDelimitedCodec {
+    LengthDelimitedCodec::builder().max_frame_length(MAX_FRAME_BYTES).new_codec()
+}
+
+async fn register(
+    frames: &mut Frames,
+    link: &std::sync::Arc<NodeLink>,
+    this: u64,
+    fleet: &Fleet,
+    routes: &Routes,
+    stop: &CancellationToken,
+) -> Result<mpsc::Receiver<GatewayMessage>, End> {
+    let first = tokio::select! {
+        first = hear(frames, Instant::now() + SILENCE) => first?,
+        () = stop.cancelled() => return Err(End::Stopping),
+    };
+    let AgentMessage::Register { name, max_connections, deployments } = first else {
+        return Err(End::NotRegistered);
+    };
+    link.max_connections.store(max_connections, Ordering::Relaxed);
+    say(frames, &GatewayMessage::Welcome { protocol: VERSION }).await?;
+    let unwanted = fleet.unwanted(deployments, |id| routes.now().by_deployment(id).is_some());
+    if !unwanted.is_empty() {
+        say(frames, &GatewayMessage::Retire { deployments: unwanted }).await?;
+    }
+    tracing::info!(node = %link.node, name, max_connections, "node linked");
+    Ok(fleet.register(link, this))
+}
+
+async fn serve(
+    frames: &mut Frames,
+    link: &NodeLink,
+    this: u64,
+    fleet: &Fleet,
+    orders: &mut mpsc::Receiver<GatewayMessage>,
+    stop: &CancellationToken,
+) -> End {
+    let mut deadline = Instant::now() + SILENCE;
+    loop {
+        let event = tokio::select! {
+            said = hear(frames, deadline) => said.map(Event::Said),
+            order = orders.recv() => order.map(Event::Order).ok_or(End::Replaced),
+            () = link.ring.notified() => Ok(Event::Shortage),
+            () = stop.cancelled() => Err(End::Stopping),
+        };
+        let done = match event {
+            Ok(Event::Said(AgentMessage::Heartbeat(state))) => {
+                deadline = Instant::now() + SILENCE;
+                fleet.heard(link.node, this, state);
+                Ok(())
+            }
+            Ok(Event::Said(AgentMessage::Register { .. })) => Err(End::NotRegistered),
+            Ok(Event::Order(order)) => say(frames, &order).await,
+            Ok(Event::Shortage) => match link.take_wanted() {
+                0 => Ok(()),
+                connections => say(frames, &GatewayMessage::Dial { connections }).await,
+            },
+            Err(end) => Err(end),
+        };
+        if let Err(end) = done {
+            return end;
+        }
+    }
+}
+
+async fn hear(frames: &mut Frames, deadline: Instant) -> Result<AgentMessage, End> {
+    let frame = tokio::select! {
+        frame = frames.next() => frame.ok_or(End::Closed)??,
+        () = sleep_until(deadline) => return Err(End::Silent),
+    };
+    Ok(serde_json::from_slice(&frame)?)
+}
+
+async fn say(frames: &mut Frames, message: &GatewayMessage) -> Result<(), End> {
+    let frame = Bytes::from(serde_json::to_vec(message)?);
+    timeout(SEND_DEADLINE, frames.send(frame)).await.map_err(|_| End::Silent)?.map_err(End::Broken)
+}

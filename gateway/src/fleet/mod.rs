@@ -1,0 +1,211 @@
+//! The fleet: the nodes that are linked, the connections to them, and the orders that they get. Agents dial us;
+//! we never dial them.
+
+use std::cell::OnceCell;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use arc_swap::ArcSwap;
+use common::function::DeploymentSpec;
+use common::ids::{DeploymentId, NodeId};
+use common::protocol::{GatewayMessage, NodeState};
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, mpsc};
+
+use crate::metrics::Metrics;
+
+mod build;
+pub(crate) mod calls;
+mod control_stream;
+pub(crate) mod link;
+pub(crate) mod stock;
+
+pub(crate) use build::BuildEvents;
+use stock::{Lease, NodeLink, Stock, Stocks};
+
+/// Most orders that wait to be sent on one control stream.
+const MAX_ORDERS: usize = 256;
+
+/// No node can take the order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no node is linked: start a node agent, or wait until it has dialled in")]
+pub(crate) struct NoNode;
+
+/// The nodes that are linked. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Fleet(Arc<Inner>);
+
+struct Inner {
+    nodes: Mutex<HashMap<NodeId, Node>>,
+    /// The nodes that have registered, as the invoke path reads them.
+    picture: ArcSwap<Vec<Linked>>,
+    changed: Notify,
+    stocks: Stocks,
+    /// The stock of the control runtime, from which builds are ordered.
+    control: Arc<Stock>,
+    /// Versions that are being built: the route table does not have them yet.
+    pending: Mutex<HashMap<DeploymentId, Arc<DeploymentSpec>>>,
+    metrics: Arc<Metrics>,
+}
+
+struct Node {
+    link: Arc<NodeLink>,
+    /// The control stream; without it the node gets no calls.
+    control: Option<Control>,
+    state: Arc<NodeState>,
+}
+
+struct Control {
+    /// Which of the node's streams it is: a new one replaces the old.
+    stream: u64,
+    orders: mpsc::Sender<GatewayMessage>,
+}
+
+/// A node that takes calls.
+#[derive(Clone)]
+pub(crate) struct Linked {
+    pub(crate) link: Arc<NodeLink>,
+    /// What it said last.
+    pub(crate) state: Arc<NodeState>,
+}
+
+thread_local! {
+    /// The stock of an edge thread. Such a thread belongs to one gateway for all its life.
+    static STOCK: OnceCell<Arc<Stock>> = const { OnceCell::new() };
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Fleet {
+    /// An empty fleet, whose builds are ordered on `control`.
+    pub(crate) fn new(control: Handle, metrics: Arc<Metrics>) -> Self {
+        let stocks = Stocks::new();
+        let control = stocks.open(control);
+        Self(Arc::new(Inner {
+            nodes: Mutex::default(),
+            picture: ArcSwap::default(),
+            changed: Notify::new(),
+            stocks,
+            control,
+            pending: Mutex::default(),
+            metrics,
+        }))
+    }
+
+    /// The nodes that take calls.
+    pub(crate) fn nodes(&self) -> arc_swap::Guard<Arc<Vec<Linked>>> {
+        self.0.picture.load()
+    }
+
+    /// Whether some node takes calls.
+    pub(crate) fn is_ready(&self) -> bool {
+        !self.nodes().is_empty()
+    }
+
+    /// Completes when the picture of the nodes changes after this was called.
+    pub(crate) fn changed(&self) -> impl Future<Output = ()> {
+        self.0.changed.notified()
+    }
+
+    /// A connection to a node for a call on this edge thread; `None` when there is none in time.
+    pub(crate) async fn connection(&self, link: &Arc<NodeLink>) -> Option<Lease> {
+        let stock = STOCK.with(|stock| stock.get_or_init(|| self.0.stocks.open(Handle::current())).clone());
+        self.0.stocks.take(&stock, link).await
+    }
+
+    /// Has a node build `spec`, and keeps it at hand for the node's questions until the events are dropped. Call
+    /// it on the control runtime.
+    ///
+    /// # Errors
+    /// No node is linked, or none has a connection free.
+    pub(crate) async fn build(&self, spec: &DeploymentSpec) -> Result<BuildEvents, NoNode> {
+        build::order(self, spec).await
+    }
+
+    /// Tells every node that these deployments get no more calls.
+    pub(crate) fn retire(&self, deployments: &[DeploymentId]) {
+        if deployments.is_empty() {
+            return;
+        }
+        for node in lock(&self.0.nodes).values() {
+            let Some(control) = &node.control else { continue };
+            let order = GatewayMessage::Retire { deployments: deployments.to_vec() };
+            if control.orders.try_send(order).is_err() {
+                // When it registers again, it is told what nobody wants.
+                tracing::warn!(node = %node.link.node, "the node takes no orders");
+            }
+        }
+    }
+
+    /// A version that is being built.
+    pub(crate) fn pending(&self, id: DeploymentId) -> Option<Arc<DeploymentSpec>> {
+        lock(&self.0.pending).get(&id).cloned()
+    }
+
+    /// Closes all connections.
+    pub(crate) async fn close(&self) {
+        self.0.stocks.close().await;
+    }
+
+    fn link_of(&self, node: NodeId) -> Arc<NodeLink> {
+        let mut nodes = lock(&self.0.nodes);
+        let entry = nodes.entry(node).or_insert_with(|| Node {
+            link: Arc::new(NodeLink::new(node)),
+            control: None,
+            state: Arc::default(),
+        });
+        entry.link.clone()
+    }
+
+    fn register(&self, link: &NodeLink, stream: u64) -> mpsc::Receiver<GatewayMessage> {
+        let (orders, inbox) = mpsc::channel(MAX_ORDERS);
+        let mut nodes = lock(&self.0.nodes);
+        if let Some(node) = nodes.get_mut(&link.node) {
+            node.control = Some(Control { stream, orders });
+        }
+        self.redraw(&nodes);
+        inbox
+    }
+
+    fn heard(&self, node: NodeId, stream: u64, state: NodeState) {
+        let mut nodes = lock(&self.0.nodes);
+        let Some(entry) = nodes.get_mut(&node) else { return };
+        let is_current = entry.control.as_ref().is_some_and(|control| control.stream == stream);
+        if is_current && *entry.state != state {
+            entry.state = Arc::new(state);
+            self.redraw(&nodes);
+        }
+    }
+
+    /// The node's control stream ended: unless there is a newer one, it gets no more calls.
+    fn lost(&self, node: NodeId, stream: u64) {
+        let mut nodes = lock(&self.0.nodes);
+        let Some(entry) = nodes.get(&node) else { return };
+        if entry.control.as_ref().is_none_or(|control| control.stream != stream) {
+            return;
+        }
+        let link = entry.link.clone();
+        nodes.remove(&node);
+        self.redraw(&nodes);
+        drop(nodes);
+        self.0.stocks.forget(&link);
+    }
+
+    fn redraw(&self, nodes: &HashMap<NodeId, Node>) {
+        let linked = nodes.values().filter(|node| node.control.is_some());
+        let mut picture: Vec<_> =
+            linked.map(|node| Linked { link: node.link.clone(), state: node.state.clone() }).collect();
+        picture.sort_unstable_by_key(|node| node.link.node);
+        self.0.metrics.nodes.set(i64::try_from(picture.len()).unwrap_or(i64::MAX));
+        self.0.picture.store(Arc::new(picture));
+        self.0.changed.notify_waiters();
+    }
+
+    /// Of `deployments`, those that neither serve nor are being built.
+    fn unwanted(&self, deployments: Vec<DeploymentId>, serves: impl Fn(DeploymentId) -> bool) -> Vec<DeploymentId> {
+        let pending: HashSet<_> = lock(&self.0.pending).keys().copied().collect();
+        deployments.into_iter().filter(|id| !pending.contains(id) && !serves(*id)).collect()
+    }
+}

@@ -1,0 +1,356 @@
+//! Stocks of idle work connections. Each edge thread has one, and the control runtime has one: a connection lives
+//! and dies on one thread, and in the common case nobody else touches its stock. A fresh connection waits in its
+//! node's reserve, bound to no thread yet, until a stock runs short.
+
+use std::collections::VecDeque;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use common::ids::NodeId;
+use http_body_util::{Either, Full};
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, oneshot};
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::edge::body::ClientBody;
+
+#[cfg(test)]
+mod tests;
+
+/// Most idle connections of a node in one stock, and in its reserve.
+const MAX_IDLE: usize = 64;
+
+/// How long a call waits for a connection.
+const WAIT: Duration = Duration::from_secs(5);
+
+/// How often a call that waits asks again.
+const ASK_AGAIN: Duration = Duration::from_millis(250);
+
+/// How long a connection may take to be ready again after the answer before it is given up.
+const READY: Duration = Duration::from_millis(100);
+
+/// The body of an order: a client's, or our own.
+pub(crate) type Payload = Either<ClientBody, Full<Bytes>>;
+
+type Sender = SendRequest<Payload>;
+
+/// A node, as the stocks know it.
+pub(crate) struct NodeLink {
+    pub(crate) node: NodeId,
+    /// Work connections that are open; the agent has a limit for them.
+    open: AtomicU32,
+    /// That limit.
+    pub(crate) max_connections: AtomicU32,
+    /// Connections that were asked for and that the control stream has not sent for yet.
+    wanted: AtomicU32,
+    /// Rung when `wanted` grows.
+    pub(crate) ring: Notify,
+    reserve: Mutex<VecDeque<Dialled>>,
+}
+
+/// A connection that was dialled and is bound to no thread yet.
+struct Dialled {
+    stream: UnixStream,
+    open: Open,
+}
+
+/// Counts a connection for as long as it is open.
+struct Open(Arc<NodeLink>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl NodeLink {
+    pub(crate) fn new(node: NodeId) -> Self {
+        Self {
+            node,
+            open: AtomicU32::new(0),
+            max_connections: AtomicU32::new(u32::MAX),
+            wanted: AtomicU32::new(0),
+            ring: Notify::new(),
+            reserve: Mutex::default(),
+        }
+    }
+
+    /// How many connections to ask the agent for, since the last time this was asked.
+    pub(crate) fn take_wanted(&self) -> u32 {
+        self.wanted.swap(0, Ordering::Relaxed)
+    }
+
+    fn want_one(&self) {
+        self.wanted.fetch_add(1, Ordering::Relaxed);
+        self.ring.notify_one();
+    }
+
+    fn is_full(&self) -> bool {
+        self.open.load(Ordering::Relaxed) >= self.max_connections.load(Ordering::Relaxed)
+    }
+
+    fn take_reserved(&self) -> Option<Dialled> {
+        lock(&self.reserve).pop_front()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// All stocks of a gateway.
+pub(crate) struct Stocks {
+    all: Mutex<Vec<Arc<Stock>>>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+/// One thread's idle connections.
+pub(crate) struct Stock {
+    runtime: Handle,
+    shelves: Mutex<Vec<Shelf>>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+/// One node's connections in a stock.
+struct Shelf {
+    node: NodeId,
+    idle: Vec<Sender>,
+    waiting: VecDeque<oneshot::Sender<Sender>>,
+}
+
+/// A connection that is in use. Dropping it closes it.
+pub(crate) struct Lease {
+    pub(crate) sender: Sender,
+    node: NodeId,
+    stock: Arc<Stock>,
+}
+
+impl Lease {
+    /// Puts the connection back for the next call.
+    pub(crate) fn give_back(self) {
+        self.stock.put(self.node, self.sender);
+    }
+}
+
+impl Stocks {
+    pub(crate) fn new() -> Self {
+        Self { all: Mutex::default(), tasks: TaskTracker::new(), stop: CancellationToken::new() }
+    }
+
+    /// What the connections run under, and whatever else must end before they close.
+    pub(crate) fn tasks(&self) -> &TaskTracker {
+        &self.tasks
+    }
+
+    /// A new stock, for whoever runs on `runtime`.
+    pub(crate) fn open(&self, runtime: Handle) -> Arc<Stock> {
+        let stock =
+            Stock { runtime, shelves: Mutex::default(), tasks: self.tasks.clone(), stop: self.stop.child_token() };
+        let stock = Arc::new(stock);
+        lock(&self.all).push(stock.clone());
+        stock
+    }
+
+    /// Takes in a connection that `link`'s agent dialled: for the stock where most calls wait for one, else for
+    /// the reserve. One too many is closed.
+    pub(crate) fn deliver(&self, link: &Arc<NodeLink>, stream: UnixStream) {
+        link.open.fetch_add(1, Ordering::Relaxed);
+        let dialled = Dialled { stream, open: Open(link.clone()) };
+        let mut reserve = lock(&link.reserve);
+        if reserve.len() >= MAX_IDLE {
+            return;
+        }
+        // First into the reserve, then the look at who waits; a call that runs short does it in the other order.
+        // So neither overlooks the other.
+        reserve.push_back(dialled);
+        drop(reserve);
+        let shortest = lock(&self.all)
+            .iter()
+            .map(|stock| (stock.waiting(link.node), stock))
+            .max_by_key(|(waiting, _)| *waiting)
+            .filter(|(waiting, _)| *waiting > 0)
+            .map(|(_, stock)| stock.clone());
+        if let Some(stock) = shortest {
+            if let Some(dialled) = link.take_reserved() {
+                stock.adopt(link.node, dialled);
+            }
+        }
+    }
+
+    /// A connection to `link`'s node for `stock`'s thread: an idle one, a fresh one, or one that is waited for.
+    /// `None` when there is none in time.
+    pub(crate) async fn take(&self, stock: &Arc<Stock>, link: &Arc<NodeLink>) -> Option<Lease> {
+        let deadline = Instant::now() + WAIT;
+        while let Some(sender) = stock.pop(link.node) {
+            if let Some(lease) = stock.lease(link.node, sender).await {
+                return Some(lease);
+            }
+        }
+        loop {
+            let place = stock.wait(link.node);
+            if let Some(dialled) = link.take_reserved() {
+                stock.adopt(link.node, dialled);
+            }
+            let sender = self.waited(place, stock, link, deadline).await?;
+            if let Some(lease) = stock.lease(link.node, sender).await {
+                return Some(lease);
+            }
+        }
+    }
+
+    async fn waited(
+        &self,
+        mut place: oneshot::Receiver<Sender>,
+        stock: &Arc<Stock>,
+        link: &NodeLink,
+        deadline: Instant,
+    ) -> Option<Sender> {
+        loop {
+            let until = deadline.min(Instant::now() + ASK_AGAIN);
+            // An adopted connection is here within one turn of the runtime; only a real shortage asks for more.
+            match timeout_at(until, async {
+                tokio::select! {
+                    biased;
+                    sender = &mut place => sender,
+                    () = tokio::task::yield_now() => {
+                        if lock(&link.reserve).is_empty() {
+                            link.want_one();
+                            if link.is_full() {
+                                self.shed(link.node, stock);
+                            }
+                        }
+                        (&mut place).await
+                    }
+                }
+            })
+            .await
+            {
+                Ok(sender) => return sender.ok(),
+                Err(_) if Instant::now() >= deadline => return None,
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// Closes an idle connection in the richest other stock: the agent is at its limit, and will dial a new one
+    /// for the thread that has none.
+    fn shed(&self, node: NodeId, poor: &Arc<Stock>) {
+        let richest = lock(&self.all)
+            .iter()
+            .filter(|stock| !Arc::ptr_eq(stock, poor))
+            .map(|stock| (stock.idle(node), stock))
+            .max_by_key(|(idle, _)| *idle)
+            .map(|(_, stock)| stock.clone());
+        drop(richest.and_then(|stock| stock.pop(node)));
+    }
+
+    /// Closes what is idle of a node that is gone, and sends those away who wait for it.
+    pub(crate) fn forget(&self, link: &NodeLink) {
+        lock(&link.reserve).clear();
+        let stocks = lock(&self.all).clone();
+        for stock in stocks {
+            lock(&stock.shelves).retain(|shelf| shelf.node != link.node);
+        }
+    }
+
+    /// Closes every connection and waits for the end of what drives them.
+    pub(crate) async fn close(&self) {
+        self.stop.cancel();
+        lock(&self.all).clear();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
+
+impl Stock {
+    fn with<T>(&self, node: NodeId, act: impl FnOnce(&mut Shelf) -> T) -> T {
+        let mut shelves = lock(&self.shelves);
+        let place = shelves.iter().position(|shelf| shelf.node == node).unwrap_or_else(|| {
+            shelves.push(Shelf { node, idle: Vec::new(), waiting: VecDeque::new() });
+            shelves.len() - 1
+        });
+        act(&mut shelves[place])
+    }
+
+    fn pop(&self, node: NodeId) -> Option<Sender> {
+        self.with(node, |shelf| {
+            loop {
+                let sender = shelf.idle.pop()?;
+                if !sender.is_closed() {
+                    return Some(sender);
+                }
+            }
+        })
+    }
+
+    fn put(&self, node: NodeId, sender: Sender) {
+        if sender.is_closed() {
+            return;
+        }
+        self.with(node, |shelf| {
+            let mut sender = sender;
+            while let Some(place) = shelf.waiting.pop_front() {
+                match place.send(sender) {
+                    Ok(()) => return,
+                    Err(back) => sender = back,
+                }
+            }
+            if shelf.idle.len() < MAX_IDLE {
+                shelf.idle.push(sender);
+            }
+        });
+    }
+
+    fn wait(&self, node: NodeId) -> oneshot::Receiver<Sender> {
+        let (place, waited) = oneshot::channel();
+        self.with(node, |shelf| {
+            shelf.waiting.retain(|place| !place.is_closed());
+            shelf.waiting.push_back(place);
+        });
+        waited
+    }
+
+    fn waiting(&self, node: NodeId) -> usize {
+        self.with(node, |shelf| shelf.waiting.iter().filter(|place| !place.is_closed()).count())
+    }
+
+    fn idle(&self, node: NodeId) -> usize {
+        self.with(node, |shelf| shelf.idle.len())
+    }
+
+    async fn lease(self: &Arc<Self>, node: NodeId, mut sender: Sender) -> Option<Lease> {
+        if !sender.is_ready() && !matches!(timeout(READY, sender.ready()).await, Ok(Ok(()))) {
+            return None;
+        }
+        Some(Lease { sender, node, stock: self.clone() })
+    }
+
+    /// Binds a connection to this stock's thread and drives it there.
+    fn adopt(self: &Arc<Self>, node: NodeId, dialled: Dialled) {
+        let (stock, stop) = (self.clone(), self.stop.clone());
+        let drive = async move {
+            let Dialled { stream, open: _open } = dialled;
+            let stream = match tokio::net::UnixStream::from_std(stream) {
+                Ok(stream) => stream,
+                Err(error) => return tracing::warn!(%error, "a work connection cannot be watched"),
+            };
+            let Ok((sender, connection)) = http1::handshake(TokioIo::new(stream)).await else { return };
+            stock.put(node, sender);
+            drop(stock);
+            tokio::select! {
+                result = connection => if let Err(error) = result { tracing::debug!(%error, "work connection") },
+                () = stop.cancelled() => {}
+            }
+        };
+        self.tasks.spawn_on(drive, &self.runtime);
+    }
+}

@@ -1,0 +1,123 @@
+//! The gateway's metrics. Every label is from a closed set, and every counter of the invoke path is looked up once,
+//! at start.
+
+use std::time::Duration;
+
+use common::error::Code;
+use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+
+/// What kind of request it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// `/f/…`.
+    Http,
+    /// `POST /api/functions/{id}/invoke`.
+    Envelope,
+    /// The rest of `/api`.
+    Control,
+    /// Everything else.
+    Other,
+}
+
+/// What became of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// It was done.
+    Success,
+    /// The client was wrong.
+    Client,
+    /// The function was.
+    Function,
+    /// We were.
+    Platform,
+    /// The client went away first.
+    Gone,
+}
+
+const KINDS: [(Kind, &str); 4] =
+    [(Kind::Http, "http"), (Kind::Envelope, "envelope"), (Kind::Control, "control"), (Kind::Other, "other")];
+
+const ENDINGS: [(Ending, &str); 5] = [
+    (Ending::Success, "success"),
+    (Ending::Client, "client"),
+    (Ending::Function, "function"),
+    (Ending::Platform, "platform"),
+    (Ending::Gone, "gone"),
+];
+
+/// Upper bounds of the duration histogram, in seconds.
+const BUCKETS: [f64; 14] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0];
+
+/// The gateway's metrics.
+pub(crate) struct Metrics {
+    requests: [[IntCounter; ENDINGS.len()]; KINDS.len()],
+    durations: [Histogram; KINDS.len()],
+    errors: IntCounterVec,
+    /// Requests under way.
+    pub(crate) in_flight: IntGauge,
+    /// Public connections that are open.
+    pub(crate) connections: IntGauge,
+    /// Nodes that take calls.
+    pub(crate) nodes: IntGauge,
+}
+
+impl Metrics {
+    /// Registers the metrics.
+    ///
+    /// # Errors
+    /// The registry has metrics of the same names: a gateway was built twice on it.
+    pub(crate) fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let requests = IntCounterVec::new(
+            Opts::new("dartcloud_gateway_requests_total", "Requests, by kind and by who was at fault, if anybody"),
+            &["kind", "outcome"],
+        )?;
+        let durations = HistogramVec::new(
+            HistogramOpts::new("dartcloud_gateway_request_duration_seconds", "From a request's head to its answer's")
+                .buckets(BUCKETS.to_vec()),
+            &["kind"],
+        )?;
+        let errors = IntCounterVec::new(
+            Opts::new("dartcloud_gateway_errors_total", "Errors that were answered, by code and fault"),
+            &["code", "fault"],
+        )?;
+        let in_flight = IntGauge::new("dartcloud_gateway_requests_in_flight", "Requests under way")?;
+        let connections = IntGauge::new("dartcloud_gateway_connections", "Public connections that are open")?;
+        let nodes = IntGauge::new("dartcloud_gateway_nodes", "Nodes that take calls")?;
+        registry.register(Box::new(requests.clone()))?;
+        registry.register(Box::new(durations.clone()))?;
+        registry.register(Box::new(errors.clone()))?;
+        registry.register(Box::new(in_flight.clone()))?;
+        registry.register(Box::new(connections.clone()))?;
+        registry.register(Box::new(nodes.clone()))?;
+        Ok(Self {
+            requests: KINDS.map(|(_, kind)| ENDINGS.map(|(_, outcome)| requests.with_label_values(&[kind, outcome]))),
+            durations: KINDS.map(|(_, kind)| durations.with_label_values(&[kind])),
+            errors,
+            in_flight,
+            connections,
+            nodes,
+        })
+    }
+
+    /// Counts a request that is over.
+    pub(crate) fn request(&self, kind: Kind, ending: Ending, duration: Duration) {
+        self.requests[kind as usize][ending as usize].inc();
+        self.durations[kind as usize].observe(duration.as_secs_f64());
+    }
+
+    /// Counts an error that is answered.
+    pub(crate) fn error(&self, code: Code) {
+        self.errors.with_label_values(&[code.word(), code.fault().word()]).inc();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_are_in_their_places() {
+        assert!(KINDS.iter().enumerate().all(|(place, (kind, _))| *kind as usize == place));
+        assert!(ENDINGS.iter().enumerate().all(|(place, (ending, _))| *ending as usize == place));
+    }
+}

@@ -1,0 +1,8 @@
+//! The gateway from its front door: a real one in this process, on SQLite in a directory of its own, with a peer of
+//! the link protocol in the node's place.
+
+mod calls;
+mod house;
+mod node;
+mod raw;
+mod stop;

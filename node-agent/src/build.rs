@@ -1,0 +1,368 @@
+//! Builds: an archive becomes a directory that sandboxes can run. What is in the cache or in the artifact store is
+//! not built again, and all who want the same build at once share one run.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use common::archive::{self, Caps, UnpackError};
+use common::digest::Digest;
+use common::error::Chain;
+use common::function::DeploymentSpec;
+use common::ids::InvocationId;
+use common::protocol::BuildEvent;
+use common::runtime::{Recipe, Runtimes};
+use common::settings::MIB;
+use futures_util::Stream;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::timeout;
+use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
+
+use crate::build_cache::{BuildCache, BuildHandle};
+use crate::link::calls::{CallError, Calls};
+use crate::metrics::Metrics;
+use crate::sandbox::{BuildArgs, BuildJob, LeaseError, Sandboxes};
+
+mod run;
+pub(crate) mod tree;
+
+use run::{End, How, Run};
+use tree::{Extent, Unfit};
+
+/// Most files, folders and links of a build.
+const MAX_BUILD_ENTRIES: u32 = 300_000;
+/// How long an invocation waits for a build that is not here; the build goes on without it.
+const READY_DEADLINE: Duration = Duration::from_secs(60);
+/// Lines of a build's log that wait to be passed on.
+const LINES_QUEUE: usize = 256;
+
+/// What a build may leave behind.
+fn max_extent(args: &BuildArgs) -> Extent {
+    Extent { bytes: u64::from(args.build_disk_mb) * MIB as u64, entries: u64::from(MAX_BUILD_ENTRIES) }
+}
+
+/// What a packed build may be: it was made from a sealed tree, so only its size is bounded again.
+fn packed_caps(args: &BuildArgs) -> Caps {
+    Caps {
+        max_archive_mb: args.build_disk_mb,
+        archive_max_unpacked_mb: args.build_disk_mb,
+        archive_max_ratio: u32::MAX,
+        archive_max_entries: MAX_BUILD_ENTRIES,
+        archive_max_path_bytes: 4000,
+        archive_max_depth: 1000,
+        ..Caps::default()
+    }
+}
+
+/// A build is not here for an invocation.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NotReady {
+    /// No runtime file bears the deployment's runtime name.
+    #[error("this node has no runtime `{0}`: add its file to RUNTIMES_DIR on every node")]
+    UnknownRuntime(String),
+    /// The build failed when it was run again.
+    #[error("the build failed: {0}")]
+    Failed(String),
+    /// It takes too long.
+    #[error("the build is not on this node yet")]
+    Deadline,
+}
+
+/// Why a run did not end in a build.
+#[derive(Debug, thiserror::Error)]
+enum BuildFailure {
+    #[error("{0}")]
+    User(String),
+    #[error("the archive could not be fetched")]
+    Fetch(#[source] CallError),
+    #[error("the archive {0} is not in the artifact store")]
+    NoArchive(Digest),
+    #[error("the build could not be stored")]
+    Store(#[source] CallError),
+    #[error("the image to run it in cannot be had")]
+    Image(#[from] LeaseError),
+    #[error("the build's sandbox failed")]
+    Sandbox(#[from] crate::sandbox::BuildError),
+    #[error("the build's files could not be handled")]
+    Io(#[from] io::Error),
+    #[error("a step of the build was interrupted")]
+    Interrupted(#[from] tokio::task::JoinError),
+}
+
+impl From<Unfit> for BuildFailure {
+    fn from(unfit: Unfit) -> Self {
+        match unfit {
+            Unfit::Content(text) => Self::User(text),
+            Unfit::Io(error) => Self::Io(error),
+        }
+    }
+}
+
+impl From<UnpackError> for BuildFailure {
+    fn from(error: UnpackError) -> Self {
+        match error {
+            UnpackError::Refused(refused) => Self::User(refused.to_string()),
+            UnpackError::Read(error) => Self::Io(error),
+            UnpackError::Write { source, .. } => Self::Io(source),
+        }
+    }
+}
+
+/// What a builder needs.
+pub(crate) struct Parts {
+    pub(crate) runtimes: Arc<Runtimes>,
+    pub(crate) calls: Arc<Calls>,
+    pub(crate) cache: BuildCache,
+    pub(crate) sandboxes: Arc<Sandboxes>,
+    /// What an archive may be.
+    pub(crate) caps: Caps,
+    /// How builds are run, and what they may leave.
+    pub(crate) args: BuildArgs,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+/// Makes builds, and knows those that are made.
+pub(crate) struct Builds {
+    parts: Parts,
+    turns: Semaphore,
+    running: Mutex<HashMap<Digest, Arc<Run>>>,
+    tasks: TaskTracker,
+}
+
+impl Builds {
+    pub(crate) fn new(parts: Parts) -> Arc<Self> {
+        let turns = Semaphore::new(parts.args.build_concurrent as usize);
+        Arc::new(Self { parts, turns, running: Mutex::default(), tasks: TaskTracker::new() })
+    }
+
+    /// The build of a deployment, for an invocation: from the cache as a rule.
+    pub(crate) async fn ready(
+        self: &Arc<Self>,
+        spec: &Arc<DeploymentSpec>,
+        id: InvocationId,
+    ) -> Result<BuildHandle, NotReady> {
+        let digest = self.digest(spec).ok_or_else(|| NotReady::UnknownRuntime(spec.runtime.to_string()))?;
+        if let Some(build) = self.parts.cache.get(digest) {
+            return Ok(build);
+        }
+        let run = self.join(spec, digest, id);
+        match timeout(READY_DEADLINE, run.ended()).await {
+            Ok(End::Ready { build, .. }) => Ok(build),
+            Ok(End::Failed(reason) | End::Error(reason)) => Err(NotReady::Failed(reason)),
+            Err(_) => Err(NotReady::Deadline),
+        }
+    }
+
+    /// Does a build order; the events end with the one that says how it ended.
+    pub(crate) fn order(
+        self: &Arc<Self>,
+        spec: &Arc<DeploymentSpec>,
+        id: InvocationId,
+    ) -> impl Stream<Item = BuildEvent> + Send + use<> {
+        let run = match self.digest(spec) {
+            Some(digest) => self.join(spec, digest, id),
+            None => Run::over(End::Error(NotReady::UnknownRuntime(spec.runtime.to_string()).to_string())),
+        };
+        run.events()
+    }
+
+    /// Waits until no build runs.
+    pub(crate) async fn finish(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    fn digest(&self, spec: &DeploymentSpec) -> Option<Digest> {
+        self.parts.runtimes.build_digest(spec.archive, &spec.runtime, &spec.entrypoint)
+    }
+
+    /// The run that makes `digest`: the one that is under way, or a new one.
+    fn join(self: &Arc<Self>, spec: &Arc<DeploymentSpec>, digest: Digest, id: InvocationId) -> Arc<Run> {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(run) = running.get(&digest) {
+            tracing::info!(request_id = %id, build = %digest, "waits for the same build, which is under way");
+            return Arc::clone(run);
+        }
+        let run = Run::begun();
+        running.insert(digest, Arc::clone(&run));
+        let span = tracing::info_span!("build", request_id = %id, deployment = %spec.deployment);
+        let (builds, spec, shared) = (Arc::clone(self), Arc::clone(spec), Arc::clone(&run));
+        let obtaining = self.tasks.spawn(
+            async move {
+                let end = builds.obtain(&spec, digest, &shared).await;
+                builds.count(&end);
+                end
+            }
+            .instrument(span),
+        );
+        let (builds, shared) = (Arc::clone(self), Arc::clone(&run));
+        self.tasks.spawn(async move {
+            let end = obtaining.await.unwrap_or_else(|_| End::Error("the build was interrupted by a bug".into()));
+            builds.running.lock().unwrap_or_else(PoisonError::into_inner).remove(&digest);
+            shared.finish(end);
+        });
+        run
+    }
+
+    fn count(&self, end: &End) {
+        let result = match end {
+            End::Ready { how: How::Cached, .. } => "cached",
+            End::Ready { how: How::Fetched, .. } => "fetched",
+            End::Ready { how: How::Built, took, .. } => {
+                self.parts.metrics.build_seconds.observe(took.as_secs_f64());
+                "built"
+            }
+            End::Failed(_) => "failed",
+            End::Error(_) => "error",
+        };
+        self.parts.metrics.builds.with_label_values(&[result]).inc();
+    }
+
+    async fn obtain(self: &Arc<Self>, spec: &Arc<DeploymentSpec>, digest: Digest, run: &Arc<Run>) -> End {
+        let started = Instant::now();
+        let ready = |build, how| End::Ready { build, how, took: started.elapsed() };
+        if let Some(build) = self.parts.cache.get(digest) {
+            return ready(build, How::Cached);
+        }
+        match self.fetch(spec, digest).await {
+            Ok(Some(build)) => return ready(build, How::Fetched),
+            Ok(None) => {}
+            Err(error) => {
+                let error = Chain(&error);
+                tracing::warn!(%error, build = %digest, "a stored build cannot be used: building it again");
+            }
+        }
+        match self.build(spec, digest, run).await {
+            Ok(build) => {
+                tracing::info!(build = %digest, ms = started.elapsed().as_millis(), "built");
+                ready(build, How::Built)
+            }
+            Err(BuildFailure::User(reason)) => {
+                tracing::info!(build = %digest, %reason, "a build failed");
+                End::Failed(reason)
+            }
+            Err(failure) => {
+                let error = Chain(&failure);
+                tracing::error!(%error, build = %digest, "a build could not be run");
+                End::Error(Chain(&failure).to_string())
+            }
+        }
+    }
+
+    /// The build from the artifact store, if some node has stored it. One without a recipe never is: its archive
+    /// is there anyway.
+    async fn fetch(
+        self: &Arc<Self>,
+        spec: &DeploymentSpec,
+        digest: Digest,
+    ) -> Result<Option<BuildHandle>, BuildFailure> {
+        if self.parts.runtimes.get(&spec.runtime).is_none_or(|runtime| runtime.build.is_none()) {
+            return Ok(None);
+        }
+        let place = self.parts.cache.workplace()?;
+        let (packed, tree) = (place.path().join("build.tar.gz"), place.path().join("tree"));
+        let max_bytes = max_extent(&self.parts.args).bytes;
+        let fetched = self.parts.calls.fetch_build(digest, &packed, max_bytes).await;
+        if !fetched.map_err(BuildFailure::Fetch)? {
+            return Ok(None);
+        }
+        let builds = Arc::clone(self);
+        let build = tokio::task::spawn_blocking(move || {
+            let args = &builds.parts.args;
+            unpack(&packed, None, &tree, &packed_caps(args))?;
+            let extent = tree::seal(&tree, max_extent(args))?;
+            let build = builds.parts.cache.insert(digest, &tree, extent)?;
+            drop(place);
+            Ok::<_, BuildFailure>(build)
+        });
+        build.await?.map(Some)
+    }
+
+    async fn build(
+        self: &Arc<Self>,
+        spec: &Arc<DeploymentSpec>,
+        digest: Digest,
+        run: &Arc<Run>,
+    ) -> Result<BuildHandle, BuildFailure> {
+        let _turn = self.turns.acquire().await.expect("the semaphore is never closed");
+        // A version that could not run for want of its image must not become the one that serves.
+        self.parts.sandboxes.prepare(&spec.runtime).await?;
+        let place = self.parts.cache.workplace()?;
+        let work = place.path().join("work");
+        self.unpack_archive(spec, place.path(), &work).await?;
+        let recipe = self.parts.runtimes.get(&spec.runtime).and_then(|runtime| runtime.build.as_ref());
+        let recipe = recipe.filter(|recipe| recipe.applies(|file| work.join(file).symlink_metadata().is_ok()));
+        if let Some(recipe) = recipe {
+            self.run_recipe(&spec.entrypoint, recipe, &work, run).await?;
+        }
+        let output = recipe.and_then(|recipe| recipe.output.clone());
+        let (builds, packed) = (Arc::clone(self), place.path().join("build.tar.gz"));
+        let packing = recipe.is_some().then(|| packed.clone());
+        let sealed = tokio::task::spawn_blocking(move || {
+            let tree = tree::output(&work, output.as_deref())?;
+            let extent = tree::seal(&tree, max_extent(&builds.parts.args))?;
+            if let Some(packed) = packing {
+                tree::pack(&tree, &packed)?;
+            }
+            Ok::<_, BuildFailure>((tree, extent))
+        });
+        let (tree, extent) = sealed.await??;
+        if recipe.is_some() {
+            self.parts.calls.put_build(digest, &packed).await.map_err(BuildFailure::Store)?;
+        }
+        let builds = Arc::clone(self);
+        let inserted = tokio::task::spawn_blocking(move || {
+            let build = builds.parts.cache.insert(digest, &tree, extent)?;
+            drop(place);
+            Ok::<_, BuildFailure>(build)
+        });
+        inserted.await?
+    }
+
+    async fn unpack_archive(&self, spec: &DeploymentSpec, place: &Path, work: &Path) -> Result<(), BuildFailure> {
+        let file = place.join("archive.tar.gz");
+        let caps = self.parts.caps;
+        let fetched = self.parts.calls.fetch_archive(spec.archive, &file, caps.archive_bytes()).await;
+        if !fetched.map_err(BuildFailure::Fetch)? {
+            return Err(BuildFailure::NoArchive(spec.archive));
+        }
+        let (root, work) = (spec.archive_root.clone(), work.to_owned());
+        let unpacked = tokio::task::spawn_blocking(move || {
+            unpack(&file, root.as_deref(), &work, &caps)?;
+            std::fs::remove_file(file)?;
+            Ok::<_, BuildFailure>(())
+        });
+        unpacked.await?
+    }
+
+    /// Runs the recipe's command in a sandbox of its own; its lines become the run's log.
+    async fn run_recipe(&self, entrypoint: &str, recipe: &Recipe, work: &Path, run: &Run) -> Result<(), BuildFailure> {
+        let job = BuildJob {
+            images: recipe.images.clone(),
+            command: recipe.build_command(entrypoint),
+            env: recipe.env.clone(),
+            network: recipe.network,
+            work: work.to_owned(),
+        };
+        let (lines, mut printed) = mpsc::channel(LINES_QUEUE);
+        let logging = async {
+            while let Some(line) = printed.recv().await {
+                run.log(line);
+            }
+        };
+        let (exit, ()) = tokio::join!(self.parts.sandboxes.build(job, lines), logging);
+        match exit?.failure(&self.parts.args) {
+            None => Ok(()),
+            Some(reason) => Err(BuildFailure::User(reason)),
+        }
+    }
+}
+
+fn unpack(archive: &Path, root: Option<&str>, into: &Path, caps: &Caps) -> Result<(), BuildFailure> {
+    std::fs::create_dir(into)?;
+    Ok(archive::unpack(File::open(archive)?, root, into, caps)?)
+}

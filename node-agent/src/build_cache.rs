@@ -1,0 +1,278 @@
+//! Builds on this node: a directory each, under the digest of what it was made from, up to a size limit. The one
+//! that was not used for longest goes first; one in use never goes.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use common::digest::Digest;
+use serde::{Deserialize, Serialize};
+
+use crate::build::tree::{self, Extent};
+use crate::metrics::Metrics;
+
+/// How large the cache may become.
+#[derive(Clone, Copy, Debug, clap::Args)]
+#[group(id = "agent_build_cache")]
+pub struct BuildCacheArgs {
+    /// Most that builds take on this node's disk, in MiB; those in use stay even beyond it.
+    #[arg(long, env = "BUILD_CACHE_MB", default_value_t = 10_240, value_parser = clap::value_parser!(u32).range(1..))]
+    pub build_cache_mb: u32,
+}
+
+impl BuildCacheArgs {
+    /// The limit, in bytes.
+    pub(crate) fn bytes(&self) -> u64 {
+        u64::from(self.build_cache_mb) * common::settings::MIB as u64
+    }
+}
+
+/// Names of directories that are being made or removed begin so; what a crash left of them goes at start.
+const UNFINISHED: &str = "tmp-";
+
+/// A build in the cache. As long as a clone of its handle is held, it stays.
+pub(crate) type BuildHandle = Arc<Build>;
+
+/// A directory with a build, read-only by agreement.
+#[derive(Debug)]
+pub(crate) struct Build(PathBuf);
+
+impl AsRef<Path> for Build {
+    fn as_ref(&self) -> &Path {
+        &self.0
+    }
+}
+
+/// The builds of this node.
+pub(crate) struct BuildCache {
+    directory: PathBuf,
+    max_bytes: u64,
+    state: Mutex<State>,
+    metrics: Arc<Metrics>,
+}
+
+#[derive(Default)]
+struct State {
+    builds: HashMap<Digest, Cached>,
+    /// Counts uses, so that later ones are larger.
+    uses: u64,
+}
+
+struct Cached {
+    build: BuildHandle,
+    bytes: u64,
+    last_use: u64,
+}
+
+/// What lies beside a build: what it was when it was whole. A machine that lost power may have lost files.
+#[derive(Serialize, Deserialize)]
+struct Seal {
+    extent: Extent,
+}
+
+impl State {
+    fn bytes(&self) -> u64 {
+        self.builds.values().map(|cached| cached.bytes).sum()
+    }
+
+    /// What may go first: the longest unused of those that nobody holds.
+    fn evictable(&self) -> Option<Digest> {
+        let unheld = self.builds.iter().filter(|(_, cached)| Arc::strong_count(&cached.build) == 1);
+        unheld.min_by_key(|(_, cached)| cached.last_use).map(|(digest, _)| *digest)
+    }
+}
+
+impl BuildCache {
+    /// Opens the cache: removes what is unfinished or damaged, remembers the rest, the oldest as the least used.
+    ///
+    /// # Errors
+    /// The directory cannot be made or read.
+    pub(crate) fn open(directory: PathBuf, max_bytes: u64, metrics: Arc<Metrics>) -> io::Result<Self> {
+        std::fs::create_dir_all(&directory)?;
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(&directory)? {
+            let path = entry?.path();
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            if name.starts_with(UNFINISHED) {
+                tree::remove(&path)?;
+            } else if let Ok(digest) = name.parse::<Digest>() {
+                match whole(&directory, digest, &path) {
+                    Ok((extent, sealed_at)) => found.push((sealed_at, digest, extent)),
+                    Err(error) => {
+                        tracing::warn!(%error, build = %digest, "a damaged build is removed; it is fetched or built again");
+                        tree::remove(&path)?;
+                    }
+                }
+            }
+        }
+        found.sort_by_key(|(sealed_at, ..)| *sealed_at);
+        let mut state = State::default();
+        for (_, digest, extent) in found {
+            state.uses += 1;
+            let build = Arc::new(Build(directory.join(digest.to_string())));
+            state.builds.insert(digest, Cached { build, bytes: extent.bytes, last_use: state.uses });
+        }
+        let cache = Self { directory, max_bytes, state: Mutex::new(state), metrics };
+        cache.make_room(0);
+        Ok(cache)
+    }
+
+    /// The build, if it is here. Holding it keeps it.
+    pub(crate) fn get(&self, digest: Digest) -> Option<BuildHandle> {
+        let mut state = self.lock();
+        state.uses += 1;
+        let now = state.uses;
+        let cached = state.builds.get_mut(&digest)?;
+        cached.last_use = now;
+        Some(Arc::clone(&cached.build))
+    }
+
+    /// A directory for something unfinished, on the same file system; gone when it is dropped.
+    ///
+    /// # Errors
+    /// The disk is full.
+    pub(crate) fn workplace(&self) -> io::Result<tempfile::TempDir> {
+        tempfile::Builder::new().prefix(UNFINISHED).tempdir_in(&self.directory)
+    }
+
+    /// Takes in a finished tree by a rename. One that is there already stays.
+    ///
+    /// # Errors
+    /// The disk is full.
+    pub(crate) fn insert(&self, digest: Digest, tree: &Path, extent: Extent) -> io::Result<BuildHandle> {
+        if let Some(build) = self.get(digest) {
+            return Ok(build);
+        }
+        self.make_room(extent.bytes);
+        let path = self.directory.join(digest.to_string());
+        let seal = serde_json::to_vec(&Seal { extent }).map_err(io::Error::from)?;
+        std::fs::write(seal_path(&self.directory, digest), seal)?;
+        std::fs::rename(tree, &path)?;
+        let mut state = self.lock();
+        state.uses += 1;
+        let build = Arc::new(Build(path));
+        let cached = Cached { build: Arc::clone(&build), bytes: extent.bytes, last_use: state.uses };
+        state.builds.insert(digest, cached);
+        self.show(&state);
+        Ok(build)
+    }
+
+    /// Removes builds until `coming` bytes more fit, or until all that are left are in use.
+    fn make_room(&self, coming: u64) {
+        let mut evicted = Vec::new();
+        {
+            let mut state = self.lock();
+            while state.bytes().saturating_add(coming) > self.max_bytes {
+                let Some(digest) = state.evictable() else { break };
+                state.builds.remove(&digest);
+                evicted.push(digest);
+            }
+            self.show(&state);
+        }
+        for digest in evicted {
+            if let Err(error) = self.remove(digest) {
+                tracing::warn!(%error, build = %digest, "a build that is not needed could not be removed");
+            }
+            self.metrics.build_cache_evicted.inc();
+        }
+    }
+
+    /// Renamed first, so that half a build never bears a digest.
+    fn remove(&self, digest: Digest) -> io::Result<()> {
+        let grave = self.workplace()?;
+        std::fs::rename(self.directory.join(digest.to_string()), grave.path().join("build"))?;
+        std::fs::remove_file(seal_path(&self.directory, digest))?;
+        tree::remove(grave.path())
+    }
+
+    fn show(&self, state: &State) {
+        self.metrics.build_cache_bytes.set(i64::try_from(state.bytes()).unwrap_or(i64::MAX));
+    }
+
+    /// The state is only touched by code that cannot panic half way, so a poisoned lock is as good as any.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn seal_path(directory: &Path, digest: Digest) -> PathBuf {
+    directory.join(format!("{digest}.json"))
+}
+
+/// What a build's seal says, if the build is still that; and when it was sealed.
+fn whole(directory: &Path, digest: Digest, path: &Path) -> io::Result<(Extent, std::time::SystemTime)> {
+    let seal_path = seal_path(directory, digest);
+    let seal: Seal = serde_json::from_slice(&std::fs::read(&seal_path)?)?;
+    let extent = tree::measure(path)?;
+    if extent != seal.extent {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "files of the build are missing or cut"));
+    }
+    Ok((extent, std::fs::metadata(&seal_path)?.modified()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus::Registry;
+
+    use super::*;
+
+    fn open(directory: &Path, max_bytes: u64) -> BuildCache {
+        let metrics = Metrics::new(&Registry::new()).unwrap();
+        BuildCache::open(directory.to_owned(), max_bytes, metrics).unwrap()
+    }
+
+    fn add(cache: &BuildCache, name: &str, bytes: usize) -> BuildHandle {
+        let place = cache.workplace().unwrap();
+        let tree = place.path().join("tree");
+        std::fs::create_dir(&tree).unwrap();
+        std::fs::write(tree.join("main"), vec![b'x'; bytes]).unwrap();
+        let extent = tree::measure(&tree).unwrap();
+        cache.insert(Digest::of(name.as_bytes()), &tree, extent).unwrap()
+    }
+
+    fn check(cache: &BuildCache, expected: &[&str]) {
+        let state = cache.lock();
+        let here: Vec<_> = ["a", "b", "c", "d"]
+            .into_iter()
+            .filter(|name| state.builds.contains_key(&Digest::of(name.as_bytes())))
+            .collect();
+        assert_eq!(here, expected);
+        for name in here {
+            assert!(state.builds[&Digest::of(name.as_bytes())].build.0.join("main").exists());
+        }
+        let directories = std::fs::read_dir(&cache.directory)
+            .unwrap()
+            .filter(|entry| entry.as_ref().unwrap().file_type().unwrap().is_dir());
+        assert_eq!(directories.count(), expected.len());
+    }
+
+    #[test]
+    fn the_longest_unused_goes_and_never_one_in_use() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = open(directory.path(), 3000);
+        let held = add(&cache, "a", 1000);
+        drop(add(&cache, "b", 1000));
+        drop(add(&cache, "c", 1000));
+        cache.get(Digest::of(b"b")).unwrap();
+        drop(add(&cache, "d", 1000));
+        check(&cache, &["a", "b", "d"]);
+        drop(held);
+        drop(add(&cache, "c", 2500));
+        check(&cache, &["c"]);
+    }
+
+    #[test]
+    fn a_restart_keeps_what_is_whole() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = open(directory.path(), 10_000);
+        add(&cache, "a", 1000);
+        let cut = add(&cache, "b", 1000);
+        std::fs::write(cut.0.join("main"), "cut").unwrap();
+        let unsealed = directory.path().join(Digest::of(b"c").to_string());
+        std::fs::create_dir(unsealed).unwrap();
+        std::fs::create_dir(directory.path().join("tmp-left")).unwrap();
+        check(&open(directory.path(), 10_000), &["a"]);
+        check(&open(directory.path(), 500), &[]);
+    }
+}

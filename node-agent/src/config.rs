@@ -1,0 +1,28 @@
+//! The agent's settings.
+
+use crate::build_cache::BuildCacheArgs;
+use crate::link::LinkArgs;
+use crate::sandbox::SandboxArgs;
+use crate::spool::SpoolArgs;
+
+/// All that an agent can be told, but for what a gateway is told, too: [`Shared`](common::settings::Shared) and the
+/// store's settings.
+#[derive(Clone, Debug, clap::Args)]
+#[group(id = "agent")]
+pub struct Settings {
+    /// What this node is called in lists; default: the machine's name.
+    #[arg(long, env = "NODE_NAME")]
+    pub node_name: Option<String>,
+    /// Sandboxes.
+    #[command(flatten)]
+    pub sandbox: SandboxArgs,
+    /// The build cache.
+    #[command(flatten)]
+    pub build_cache: BuildCacheArgs,
+    /// The record spool.
+    #[command(flatten)]
+    pub spool: SpoolArgs,
+    /// The link.
+    #[command(flatten)]
+    pub link: LinkArgs,
+}

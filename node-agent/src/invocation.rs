@@ -1,0 +1,314 @@
+//! One call of a function, from the request on a work connection to its answer: the request is read, a sandbox
+//! leased, the function run, the record written to the spool, and only then the answer given.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use common::error::Chain;
+use common::error::{Code, Form as ErrorForm, PublicError};
+use common::function::DeploymentSpec;
+use common::ids::{DeploymentId, InvocationId, NodeId};
+use common::invocation::{ExecutionError, Outcome, Record};
+use common::protocol::{DEPLOYMENT, FORM, FORM_ENVELOPE, FORM_HTTP, INVOCATION, OUTCOME, TIMING};
+use common::settings::BodyLimits;
+use http::header::{CONTENT_TYPE, RETRY_AFTER};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, request as http_request};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use hyper::body::{Body, Incoming};
+use tokio::time::timeout;
+use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
+
+use crate::build::Builds;
+use crate::deployments::{Deployments, LookupError};
+use crate::metrics::Metrics;
+use crate::sandbox::{Exit, Lease, Sandboxes};
+use crate::spool::Spool;
+
+mod record;
+mod request;
+mod result;
+
+use record::{Begun, Ran};
+use request::Handed;
+use result::{Reply, Verdict};
+
+/// How long a request's body may take; the gateway has its own, shorter patience with clients.
+const BODY_DEADLINE: Duration = Duration::from_secs(300);
+/// How the client's request stands to the function's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// It is the same.
+    Http,
+    /// It is described in the body.
+    Envelope,
+}
+
+/// What invocations need.
+pub(crate) struct Parts {
+    pub(crate) node: NodeId,
+    pub(crate) bodies: BodyLimits,
+    pub(crate) deployments: Arc<Deployments>,
+    pub(crate) builds: Arc<Builds>,
+    pub(crate) sandboxes: Arc<Sandboxes>,
+    pub(crate) spool: Arc<Spool>,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+/// Runs invocations.
+pub(crate) struct Invocations {
+    parts: Parts,
+    tasks: TaskTracker,
+}
+
+/// What an order says of a call.
+struct Order {
+    id: InvocationId,
+    deployment: DeploymentId,
+    form: Form,
+}
+
+/// A call whose request was read.
+struct Call {
+    order: Order,
+    handed: Handed,
+    arrived: DateTime<Utc>,
+    clock: Instant,
+}
+
+/// What a call came to, its record written.
+struct Done {
+    outcome: Outcome,
+    answer: Result<Reply, PublicError>,
+    timing: String,
+}
+
+impl Invocations {
+    pub(crate) fn new(parts: Parts) -> Arc<Self> {
+        Arc::new(Self { parts, tasks: TaskTracker::new() })
+    }
+
+    /// Answers a call. Once its request is read, it runs and is recorded whether or not anybody waits for the
+    /// answer.
+    pub(crate) async fn answer(self: &Arc<Self>, request: Request<Incoming>) -> Response<Bytes> {
+        let (clock, arrived) = (Instant::now(), Utc::now());
+        let (head, body) = request.into_parts();
+        let order = match parse_order(&head.headers) {
+            Ok(order) => order,
+            Err(reason) => {
+                tracing::error!(reason, "an order that this version does not know");
+                return refusal(&PublicError::new(Code::Internal, "This node does not know such an order"), "", None);
+            }
+        };
+        let id = order.id;
+        let handed = match read_body(body, &self.parts.bodies).await {
+            Ok(bytes) => hand(&head, &bytes, &order, arrived),
+            Err(error) => Err(error),
+        };
+        let handed = match handed {
+            Ok(handed) => handed,
+            Err(error) => {
+                self.parts.metrics.invocations.with_label_values(&[Outcome::BadRequest.word()]).inc();
+                return refusal(&error, &id.to_string(), Some(Outcome::BadRequest));
+            }
+        };
+        let call = Call { order, handed, arrived, clock };
+        let invocations = Arc::clone(self);
+        let span = tracing::info_span!("invocation", request_id = %id);
+        let run = self.tasks.spawn(async move { invocations.run(call).await }.instrument(span));
+        match run.await {
+            Ok(Ok(done)) => respond(done, id),
+            Ok(Err(error)) => refusal(&error, &id.to_string(), None),
+            Err(_) => {
+                let error = PublicError::new(Code::Internal, "The node failed at this call; its log has the cause");
+                refusal(&error, &id.to_string(), None)
+            }
+        }
+    }
+
+    /// Waits until no call runs.
+    pub(crate) async fn finish(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    async fn run(self: Arc<Self>, call: Call) -> Result<Done, PublicError> {
+        let spec = self.parts.deployments.get(call.order.deployment).await.map_err(|error| unknown(&error))?;
+        let (id, form, clock) = (call.order.id, call.order.form, call.clock);
+        let Handed { json, info } = call.handed;
+        let begun = Begun { id, node: self.parts.node, spec: &spec, info, arrived: call.arrived };
+        let mut lease = match self.lease(&spec, id).await {
+            Ok(lease) => lease,
+            Err(failure) => return self.fail(begun, Outcome::NoSandbox, failure, clock),
+        };
+        let cap = self.parts.bodies.response_bytes();
+        let exit = match run_function(&mut lease, &spec, &json, cap).await {
+            Ok(exit) => exit,
+            Err(failure) => return self.fail(begun, Outcome::Crashed, failure, clock),
+        };
+        let (cold, timing) = (lease.cold().is_some(), timing(&lease, exit.duration));
+        // The next call may have the sandbox while this one's record is written.
+        drop(lease);
+        let verdict = result::judge(&exit, form, &spec.limits, cap);
+        let (took, now) = (clock.elapsed(), Utc::now());
+        let ran = Ran { exit: &exit, verdict: &verdict, cold };
+        self.keep(&record::of_run(begun, &ran, took, now), took)?;
+        let Verdict { outcome, answer, .. } = verdict;
+        Ok(Done { outcome, answer, timing })
+    }
+
+    async fn lease(&self, spec: &Arc<DeploymentSpec>, id: InvocationId) -> Result<Lease, ExecutionError> {
+        let failed = |error: &(dyn std::error::Error + 'static)| {
+            tracing::warn!(error = %Chain(error), deployment = %spec.deployment, "no sandbox for a call");
+            ExecutionError {
+                phase: "sandbox".to_owned(),
+                message: format!("No sandbox could be had: {error}"),
+                code: Code::NoSandbox.word().to_owned(),
+            }
+        };
+        let build = self.parts.builds.ready(spec, id).await.map_err(|error| failed(&error))?;
+        self.parts.sandboxes.lease(spec, build).await.map_err(|error| failed(&error))
+    }
+
+    fn fail(
+        &self,
+        begun: Begun<'_>,
+        outcome: Outcome,
+        failure: ExecutionError,
+        clock: Instant,
+    ) -> Result<Done, PublicError> {
+        let took = clock.elapsed();
+        let public = match outcome {
+            Outcome::NoSandbox => PublicError::new(Code::NoSandbox, "No sandbox is free on this node; try again"),
+            _ => PublicError::new(Code::NodeLost, "The function's sandbox was lost during the call; it may have run"),
+        };
+        self.keep(&record::of_failure(begun, outcome, failure, took), took)?;
+        Ok(Done { outcome, answer: Err(public), timing: String::new() })
+    }
+
+    /// Writes the record to the spool. Without that there is no answer: who got one must find its record.
+    fn keep(&self, record: &Record, took: Duration) -> Result<(), PublicError> {
+        self.parts.metrics.invocations.with_label_values(&[record.outcome.word()]).inc();
+        self.parts.metrics.invocation_seconds.observe(took.as_secs_f64());
+        self.parts.spool.append(record).map_err(|error| {
+            let error = Chain(&error);
+            tracing::error!(%error, "a call's record could not be written");
+            PublicError::new(
+                Code::Internal,
+                "The call ran, but its record could not be written; the node's log has the cause",
+            )
+        })
+    }
+}
+
+/// Runs the function; the lease keeps the deadline.
+async fn run_function(
+    lease: &mut Lease,
+    spec: &DeploymentSpec,
+    json: &[u8],
+    cap: usize,
+) -> Result<Exit, ExecutionError> {
+    lease.invoke(json, cap).await.map_err(|gone| {
+        let error = Chain(&gone);
+        tracing::warn!(%error, deployment = %spec.deployment, "a sandbox was lost during a call");
+        let message = format!("Function execution failed: {gone}");
+        ExecutionError { phase: "execution".to_owned(), message, code: Code::NodeLost.word().to_owned() }
+    })
+}
+
+fn unknown(error: &LookupError) -> PublicError {
+    match error {
+        LookupError::Gone => PublicError::new(Code::NotFound, "There is no such function"),
+        LookupError::Call(_) => {
+            let error = Chain(error);
+            tracing::warn!(%error, "a call of a deployment that could not be looked up");
+            PublicError::new(Code::NoSandbox, "This node does not know the function yet; try again")
+        }
+    }
+}
+
+fn parse_order(headers: &HeaderMap) -> Result<Order, &'static str> {
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    let id = text(INVOCATION).and_then(|text| text.parse().ok()).ok_or("no valid invocation id")?;
+    let deployment = text(DEPLOYMENT).and_then(|text| text.parse().ok()).ok_or("no valid deployment id")?;
+    let form = match text(FORM) {
+        Some(FORM_HTTP) => Form::Http,
+        Some(FORM_ENVELOPE) => Form::Envelope,
+        _ => return Err("no known form"),
+    };
+    Ok(Order { id, deployment, form })
+}
+
+fn hand(head: &http_request::Parts, body: &[u8], order: &Order, now: DateTime<Utc>) -> Result<Handed, PublicError> {
+    match order.form {
+        Form::Http => request::from_http(head, body, order.id, now),
+        Form::Envelope => request::from_envelope(head, body, order.id, now),
+    }
+}
+
+async fn read_body<B>(body: B, limits: &BodyLimits) -> Result<Bytes, PublicError>
+where
+    B: Body,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let collected = timeout(BODY_DEADLINE, Limited::new(body, limits.request_bytes()).collect()).await;
+    match collected {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+            let text = format!("The request body is larger than {} MiB", limits.max_request_mb);
+            Err(PublicError::new(Code::TooLarge, text))
+        }
+        Ok(Err(_)) => Err(PublicError::new(Code::BadRequest, "The request body ended early")),
+        Err(_) => Err(PublicError::new(Code::RequestTimeout, "The request body came too slowly")),
+    }
+}
+
+/// The phases of a call, in the form of `Server-Timing`, in milliseconds.
+fn timing(lease: &Lease, ran: Duration) -> String {
+    let ms = |duration: Duration| duration.as_secs_f64() * 1000.0;
+    let mut timing = format!("queue;dur={:.1}", ms(lease.queued()));
+    if let Some(cold) = lease.cold() {
+        let _ = write!(timing, ", cold;dur={:.1}", ms(cold));
+    }
+    let _ = write!(timing, ", fn;dur={:.1}", ms(ran));
+    timing
+}
+
+fn respond(done: Done, id: InvocationId) -> Response<Bytes> {
+    let mut response = match done.answer {
+        Ok(reply) => {
+            let mut response = Response::new(reply.body);
+            *response.status_mut() = reply.status;
+            *response.headers_mut() = reply.headers;
+            response
+                .headers_mut()
+                .insert(HeaderName::from_static(OUTCOME), HeaderValue::from_static(done.outcome.word()));
+            response
+        }
+        Err(error) => refusal(&error, &id.to_string(), Some(done.outcome)),
+    };
+    if let Ok(timing) = HeaderValue::try_from(done.timing) {
+        if !timing.is_empty() {
+            response.headers_mut().insert(HeaderName::from_static(TIMING), timing);
+        }
+    }
+    response
+}
+
+/// A finished error answer.
+fn refusal(error: &PublicError, request_id: &str, outcome: Option<Outcome>) -> Response<Bytes> {
+    let mut response = Response::new(Bytes::from(error.body(request_id, ErrorForm::Invoke)));
+    *response.status_mut() = StatusCode::from_u16(error.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if let Some(seconds) = error.retry_after {
+        headers.insert(RETRY_AFTER, seconds.into());
+    }
+    if let Some(outcome) = outcome {
+        headers.insert(HeaderName::from_static(OUTCOME), HeaderValue::from_static(outcome.word()));
+    }
+    response
+}

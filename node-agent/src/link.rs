@@ -1,0 +1,141 @@
+//! The link to a gateway: a control stream, a stock of work connections on which the gateway is the client, and
+//! calls on which the agent is. The agent dials all of them; it listens nowhere.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use common::error::Chain;
+use common::ids::{DeploymentId, NodeId};
+use common::ops::Readiness;
+use common::protocol::{Hello, Kind, NodeState, VERSION};
+use http::{Request, Response};
+use hyper::body::Incoming;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use crate::backoff::Backoff;
+use crate::metrics::Metrics;
+
+pub(crate) mod calls;
+mod control;
+#[cfg(test)]
+pub(crate) mod tests;
+mod work;
+
+/// How many connections an agent opens.
+#[derive(Clone, Copy, Debug, clap::Args)]
+#[group(id = "agent_link")]
+pub struct LinkArgs {
+    /// Most work connections open at once, which is also the most calls under way on this node.
+    #[arg(long, env = "LINK_MAX_CONNECTIONS", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub link_max_connections: u32,
+    /// Idle work connections that are kept open for the next calls.
+    #[arg(long, env = "LINK_IDLE_CONNECTIONS", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub link_idle_connections: u32,
+}
+
+/// How long a connection may take to open, its first line included.
+const DIAL_DEADLINE: Duration = Duration::from_secs(5);
+/// The first and the longest wait between two attempts to reach the gateway.
+const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(3));
+
+/// Attempts in a row that fail without a word in the log: a gateway that starts at the same time, or again, is soon
+/// there.
+const WARN_AFTER: u32 = 3;
+
+/// The body of an answer on a work connection.
+pub(crate) type AnswerBody = http_body_util::combinators::UnsyncBoxBody<Bytes, std::convert::Infallible>;
+
+/// What the gateway can have from this node.
+#[async_trait]
+pub(crate) trait Orders: Send + Sync + 'static {
+    /// Does what the request says.
+    async fn answer(&self, request: Request<Incoming>) -> Response<AnswerBody>;
+    /// What the node has and does now.
+    fn state(&self) -> NodeState;
+    /// These deployments get no more calls.
+    fn retire(&self, deployments: &[DeploymentId]);
+}
+
+/// Who dials, and where to.
+#[derive(Clone, Debug)]
+pub(crate) struct Dialer {
+    /// The gateway's socket.
+    pub(crate) socket: PathBuf,
+    /// This node.
+    pub(crate) node: NodeId,
+}
+
+impl Dialer {
+    /// Opens a connection and says what it is for.
+    pub(crate) async fn dial(&self, kind: Kind) -> io::Result<UnixStream> {
+        let dial = async {
+            let mut stream = UnixStream::connect(&self.socket).await?;
+            let hello = Hello { protocol: VERSION, node: self.node, kind };
+            let mut line = serde_json::to_vec(&hello).expect("a hello is numbers and words");
+            line.push(b'\n');
+            stream.write_all(&line).await?;
+            Ok(stream)
+        };
+        timeout(DIAL_DEADLINE, dial).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+/// The link, as it is set up.
+pub(crate) struct Link {
+    /// Who dials.
+    pub(crate) dialer: Dialer,
+    /// The machine's name, for people.
+    pub(crate) name: String,
+    /// How many connections.
+    pub(crate) args: LinkArgs,
+    /// Who does what the gateway asks.
+    pub(crate) orders: Arc<dyn Orders>,
+    /// Set while the gateway has welcomed us.
+    pub(crate) readiness: Readiness,
+    /// Where connections are counted.
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+/// What the link's owner stops it with, in this order.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Stops {
+    /// Leave the gateway: end the control stream, so that it sends no more calls.
+    pub(crate) leave: CancellationToken,
+    /// Close idle work connections, and each other one after its answer.
+    pub(crate) finish: CancellationToken,
+    /// Close everything now.
+    pub(crate) abort: CancellationToken,
+}
+
+impl Link {
+    /// Keeps the link up until all work connections are closed after `stops.finish`, or until `stops.abort`.
+    pub(crate) async fn run(self, stops: Stops) {
+        let work = work::Work::new(&self, stops.clone());
+        let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+        while !stops.leave.is_cancelled() {
+            let ended = control::run(&self, &work, &stops.leave).await;
+            if self.readiness.get() {
+                backoff.reset();
+            }
+            self.readiness.set(false);
+            let Err(error) = ended else { break };
+            if backoff.failures() == WARN_AFTER {
+                let cause = Chain(&error);
+                tracing::warn!(error = %cause, socket = %self.socket().display(), "no gateway: trying again until one answers");
+            }
+            tokio::select! { () = backoff.wait() => {}, () = stops.leave.cancelled() => {} }
+        }
+        work.finish().await;
+    }
+
+    fn socket(&self) -> &Path {
+        &self.dialer.socket
+    }
+}

@@ -1,0 +1,277 @@
+//! What the agent asks of a gateway: archives, builds, deployments, and that it takes records. A few connections
+//! are kept for it, each call has a deadline.
+
+use std::future::Future;
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use common::digest::{Digest, Hasher};
+use common::function::DeploymentSpec;
+use common::ids::DeploymentId;
+use common::invocation::Record;
+use common::protocol::{Kind, calls};
+use futures_util::TryStreamExt as _;
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt as _, Empty, Full, Limited, StreamBody};
+use hyper::body::Incoming;
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper_util::rt::TokioIo;
+use tokio::fs::File;
+use tokio::io::AsyncWriteExt as _;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use tokio_util::io::ReaderStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::Dialer;
+
+/// Most calls under way; others wait their turn.
+const MAX_CALLS: usize = 8;
+/// How long a small call may take, its turn included.
+const CALL_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a file may take to be moved, its turn included.
+const TRANSFER_DEADLINE: Duration = Duration::from_secs(600);
+/// How long a transfer may stand still.
+const CHUNK_DEADLINE: Duration = Duration::from_secs(30);
+/// Largest answer that is not a file, in bytes.
+const MAX_ANSWER_BYTES: usize = 1024 * 1024;
+/// How much of a refusal's text is kept for the log, in bytes.
+const MAX_REASON_BYTES: usize = 500;
+/// How much is read from a file at once, in bytes.
+const READ_BYTES: usize = 64 * 1024;
+
+/// A call failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CallError {
+    /// No connection.
+    #[error("the gateway's socket cannot be reached")]
+    Dial(#[source] io::Error),
+    /// The connection broke.
+    #[error("a call to the gateway broke off")]
+    Broken(#[source] hyper::Error),
+    /// It took too long.
+    #[error("the gateway did not answer a call in time")]
+    Deadline,
+    /// An answer that is neither success nor 404.
+    #[error("the gateway answered {status}: {reason}")]
+    Refused {
+        /// The status.
+        status: u16,
+        /// The beginning of its body.
+        reason: String,
+    },
+    /// An answer that is none.
+    #[error("the gateway's answer cannot be read: {0}")]
+    Answer(String),
+    /// The file is not what its digest says.
+    #[error("the gateway sent a file that is not {0}")]
+    Digest(Digest),
+    /// The file is larger than it may be.
+    #[error("the gateway sent more than {0} bytes")]
+    TooLarge(u64),
+    /// The file on this machine cannot be read or written.
+    #[error("a file on this node cannot be read or written")]
+    File(#[source] io::Error),
+}
+
+type CallBody = UnsyncBoxBody<Bytes, io::Error>;
+
+/// The client.
+pub(crate) struct Calls {
+    dialer: Dialer,
+    idle: Mutex<Vec<SendRequest<CallBody>>>,
+    turns: Semaphore,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Calls {
+    /// A client that opens connections as it needs them.
+    pub(crate) fn new(dialer: Dialer) -> Arc<Self> {
+        Arc::new(Self {
+            dialer,
+            idle: Mutex::new(Vec::new()),
+            turns: Semaphore::new(MAX_CALLS),
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+        })
+    }
+
+    /// Closes all connections.
+    pub(crate) async fn close(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    /// A deployment, or `None` when nothing serves it any more.
+    pub(crate) async fn deployment(&self, id: DeploymentId) -> Result<Option<DeploymentSpec>, CallError> {
+        within(CALL_DEADLINE, async {
+            let path = calls::deployment(id);
+            let answer = self.send(&|| Ok(request(Method::GET, &path, empty()))).await?;
+            let Some(answer) = found(answer).await? else { return Ok(None) };
+            let bytes = Limited::new(answer.into_body(), MAX_ANSWER_BYTES).collect().await;
+            let bytes = bytes.map_err(|error| CallError::Answer(error.to_string()))?.to_bytes();
+            serde_json::from_slice(&bytes).map(Some).map_err(|error| CallError::Answer(error.to_string()))
+        })
+        .await
+    }
+
+    /// Hands over records.
+    pub(crate) async fn post_records(&self, records: &[Record]) -> Result<(), CallError> {
+        let json = Bytes::from(serde_json::to_vec(records).expect("a record has string keys only"));
+        within(CALL_DEADLINE, async {
+            let body = || Full::new(json.clone()).map_err(|never| match never {}).boxed_unsync();
+            let post = || {
+                let mut request = request(Method::POST, calls::RECORDS, body());
+                request.headers_mut().insert(CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
+                Ok(request)
+            };
+            found(self.send(&post).await?)
+                .await?
+                .map(|_| ())
+                .ok_or_else(|| CallError::Refused { status: 404, reason: "this gateway takes no records".into() })
+        })
+        .await
+    }
+
+    /// Fetches an archive into `into`; false when there is none. Its digest is checked.
+    pub(crate) async fn fetch_archive(&self, digest: Digest, into: &Path, max_bytes: u64) -> Result<bool, CallError> {
+        let fetched = within(TRANSFER_DEADLINE, self.fetch(&calls::archive(digest), into, max_bytes)).await?;
+        match fetched {
+            Some(got) if got != digest => Err(CallError::Digest(digest)),
+            fetched => Ok(fetched.is_some()),
+        }
+    }
+
+    /// Fetches a packed build into `into`; false when there is none.
+    pub(crate) async fn fetch_build(&self, digest: Digest, into: &Path, max_bytes: u64) -> Result<bool, CallError> {
+        let fetched = within(TRANSFER_DEADLINE, self.fetch(&calls::build(digest), into, max_bytes)).await?;
+        Ok(fetched.is_some())
+    }
+
+    /// Stores a packed build.
+    pub(crate) async fn put_build(&self, digest: Digest, file: &Path) -> Result<(), CallError> {
+        within(TRANSFER_DEADLINE, async {
+            let path = calls::build(digest);
+            let put = || {
+                let file = std::fs::File::open(file)?;
+                let length = file.metadata()?.len();
+                let chunks = ReaderStream::with_capacity(File::from_std(file), READ_BYTES);
+                let body = StreamBody::new(chunks.map_ok(http_body::Frame::data)).boxed_unsync();
+                let mut request = request(Method::PUT, &path, body);
+                request.headers_mut().insert(CONTENT_LENGTH, length.into());
+                Ok(request)
+            };
+            match found(self.send(&put).await?).await? {
+                Some(_) => Ok(()),
+                None => Err(CallError::Refused { status: 404, reason: "this gateway stores no builds".into() }),
+            }
+        })
+        .await
+    }
+
+    async fn fetch(&self, path: &str, into: &Path, max_bytes: u64) -> Result<Option<Digest>, CallError> {
+        let answer = self.send(&|| Ok(request(Method::GET, path, empty()))).await?;
+        let Some(answer) = found(answer).await? else { return Ok(None) };
+        let mut body = answer.into_body();
+        let mut file = File::create(into).await.map_err(CallError::File)?;
+        let (mut hasher, mut length) = (Hasher::default(), 0);
+        while let Some(frame) = timeout(CHUNK_DEADLINE, body.frame()).await.map_err(|_| CallError::Deadline)? {
+            let Ok(chunk) = frame.map_err(CallError::Broken)?.into_data() else { continue };
+            length += chunk.len() as u64;
+            if length > max_bytes {
+                return Err(CallError::TooLarge(max_bytes));
+            }
+            hasher.update(&chunk);
+            file.write_all(&chunk).await.map_err(CallError::File)?;
+        }
+        file.flush().await.map_err(CallError::File)?;
+        Ok(Some(hasher.finish()))
+    }
+
+    /// Sends what `make` makes: on an idle connection first, and once more on a fresh one when that had gone
+    /// stale. All calls may be repeated.
+    async fn send(
+        &self,
+        make: &(dyn Fn() -> io::Result<Request<CallBody>> + Sync),
+    ) -> Result<Response<Incoming>, CallError> {
+        let _turn = self.turns.acquire().await.expect("the semaphore is never closed");
+        if let Some(mut idle) = self.take_idle() {
+            if let Ok(answer) = idle.send_request(make().map_err(CallError::File)?).await {
+                self.keep(idle);
+                return Ok(answer);
+            }
+        }
+        let mut fresh = self.connect().await?;
+        let answer = fresh.send_request(make().map_err(CallError::File)?).await.map_err(CallError::Broken)?;
+        self.keep(fresh);
+        Ok(answer)
+    }
+
+    async fn connect(&self) -> Result<SendRequest<CallBody>, CallError> {
+        let stream = self.dialer.dial(Kind::Calls).await.map_err(CallError::Dial)?;
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(CallError::Broken)?;
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move {
+            tokio::select! {
+                ended = connection => if let Err(error) = ended { tracing::debug!(%error, "a call connection ended") },
+                () = stop.cancelled() => {}
+            }
+        });
+        Ok(sender)
+    }
+
+    /// An idle connection is one whose last answer was read to its end; others are not ready and are dropped once
+    /// they are closed.
+    fn take_idle(&self) -> Option<SendRequest<CallBody>> {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.retain(|sender| !sender.is_closed());
+        let ready = idle.iter().position(SendRequest::is_ready)?;
+        Some(idle.swap_remove(ready))
+    }
+
+    fn keep(&self, sender: SendRequest<CallBody>) {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.len() < MAX_CALLS {
+            idle.push(sender);
+        }
+    }
+}
+
+async fn within<T>(deadline: Duration, call: impl Future<Output = Result<T, CallError>>) -> Result<T, CallError> {
+    timeout(deadline, call).await.unwrap_or(Err(CallError::Deadline))
+}
+
+fn empty() -> CallBody {
+    Empty::new().map_err(|never| match never {}).boxed_unsync()
+}
+
+fn request(method: Method, path: &str, body: CallBody) -> Request<CallBody> {
+    let mut request = Request::new(body);
+    *request.method_mut() = method;
+    *request.uri_mut() = path.parse().expect("paths of calls are made of digests and ids");
+    request.headers_mut().insert(HOST, http::HeaderValue::from_static("gateway"));
+    request
+}
+
+/// The answer of a success, `None` of a 404.
+async fn found(answer: Response<Incoming>) -> Result<Option<Response<Incoming>>, CallError> {
+    let status = answer.status();
+    if status.is_success() {
+        return Ok(Some(answer));
+    }
+    let reason = Limited::new(answer.into_body(), MAX_ANSWER_BYTES).collect().await;
+    if status == StatusCode::NOT_FOUND {
+        return Ok(None);
+    }
+    let reason = reason.map(|body| String::from_utf8_lossy(&body.to_bytes()).into_owned()).unwrap_or_default();
+    let reason = reason.chars().take(MAX_REASON_BYTES).collect();
+    Err(CallError::Refused { status: status.as_u16(), reason })
+}

@@ -1,0 +1,104 @@
+//! One control stream, from the registration to its end.
+
+use std::io;
+use std::time::Duration;
+
+use bytes::Bytes;
+use common::protocol::{AgentMessage, GatewayMessage, HEARTBEAT_MS, Kind, MAX_FRAME_BYTES};
+use futures_util::{SinkExt as _, StreamExt as _};
+use tokio::net::UnixStream;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_util::codec::{Framed, LengthDelimitedCodec};
+use tokio_util::sync::CancellationToken;
+
+use super::Link;
+use super::work::{Session, Work};
+
+/// How long the gateway may take to welcome us, or to take a frame.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Why a control stream ended.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ControlError {
+    #[error("the gateway's socket cannot be reached")]
+    Dial(#[source] io::Error),
+    #[error("the gateway refused this node: {0}")]
+    Refused(String),
+    #[error("the gateway closed the control stream")]
+    Closed,
+    #[error("the control stream failed")]
+    Stream(#[from] io::Error),
+    #[error("the gateway did not answer on the control stream in time")]
+    Deadline,
+}
+
+type Frames = Framed<UnixStream, LengthDelimitedCodec>;
+
+enum Event {
+    Heard(Option<io::Result<bytes::BytesMut>>),
+    HeartbeatDue,
+    Leave,
+}
+
+/// Registers and serves until the stream ends (an error), or until `leave` (not one).
+pub(super) async fn run(link: &Link, work: &Work, leave: &CancellationToken) -> Result<(), ControlError> {
+    let joined = tokio::select! { joined = join(link) => joined, () = leave.cancelled() => return Ok(()) };
+    let mut frames = joined?;
+    tracing::info!(socket = %link.socket().display(), "linked with the gateway");
+    link.readiness.set(true);
+    let session = work.begin();
+    let mut heartbeat = interval(Duration::from_millis(HEARTBEAT_MS));
+    heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let event = tokio::select! {
+            frame = frames.next() => Event::Heard(frame),
+            _ = heartbeat.tick() => Event::HeartbeatDue,
+            () = leave.cancelled() => Event::Leave,
+        };
+        match event {
+            Event::Heard(None) => return Err(ControlError::Closed),
+            Event::Heard(Some(frame)) => obey(link, &session, &frame?)?,
+            Event::HeartbeatDue => say(&mut frames, &AgentMessage::Heartbeat(link.orders.state())).await?,
+            Event::Leave => return Ok(()),
+        }
+    }
+}
+
+async fn join(link: &Link) -> Result<Frames, ControlError> {
+    let stream = link.dialer.dial(Kind::Control).await.map_err(ControlError::Dial)?;
+    let codec = LengthDelimitedCodec::builder().max_frame_length(MAX_FRAME_BYTES).new_codec();
+    let mut frames = Framed::new(stream, codec);
+    let register = AgentMessage::Register {
+        name: link.name.clone(),
+        max_connections: link.args.link_max_connections,
+        deployments: link.orders.state().warm,
+    };
+    say(&mut frames, &register).await?;
+    let first = timeout(ANSWER_DEADLINE, frames.next()).await.map_err(|_| ControlError::Deadline)?;
+    let frame = first.ok_or(ControlError::Closed)??;
+    match serde_json::from_slice(&frame).map_err(io::Error::from)? {
+        GatewayMessage::Welcome { .. } => Ok(frames),
+        GatewayMessage::Refused { reason } => Err(ControlError::Refused(reason)),
+        GatewayMessage::Dial { .. } | GatewayMessage::Retire { .. } => {
+            Err(io::Error::new(io::ErrorKind::InvalidData, "an order came before the welcome").into())
+        }
+    }
+}
+
+fn obey(link: &Link, session: &Session, frame: &[u8]) -> Result<(), ControlError> {
+    match serde_json::from_slice(frame) {
+        Ok(GatewayMessage::Welcome { .. }) => {}
+        Ok(GatewayMessage::Dial { connections }) => session.want(connections),
+        Ok(GatewayMessage::Retire { deployments }) => link.orders.retire(&deployments),
+        Ok(GatewayMessage::Refused { reason }) => return Err(ControlError::Refused(reason)),
+        // A newer gateway may say what we do not know yet; what we must know, it does not send to our version.
+        Err(error) => tracing::debug!(%error, "an order that this version does not know"),
+    }
+    Ok(())
+}
+
+async fn say(frames: &mut Frames, message: &AgentMessage) -> Result<(), ControlError> {
+    let frame = serde_json::to_vec(message).map_err(io::Error::from)?;
+    let sent = timeout(ANSWER_DEADLINE, frames.send(Bytes::from(frame))).await;
+    sent.map_err(|_| ControlError::Deadline)?.map_err(ControlError::Stream)
+}

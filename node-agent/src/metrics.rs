@@ -1,0 +1,77 @@
+//! What the agent counts, beside what its sandboxes count themselves. Labels come from closed sets.
+
+use std::sync::Arc;
+
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+
+/// The agent's metrics.
+pub(crate) struct Metrics {
+    /// Calls that ended, by outcome.
+    pub(crate) invocations: IntCounterVec,
+    /// From a call's arrival at the agent to its outcome, in seconds.
+    pub(crate) invocation_seconds: Histogram,
+    /// Records that wait for the store.
+    pub(crate) spool_records: IntGauge,
+    /// Bytes of the spool on disk.
+    pub(crate) spool_bytes: IntGauge,
+    /// Records that the store never got.
+    pub(crate) spool_dropped: IntCounter,
+    /// Damaged places in the spool.
+    pub(crate) spool_corrupt: IntCounter,
+    /// Builds that ended, by how: `built`, `cached`, `fetched`, `failed`, `error`.
+    pub(crate) builds: IntCounterVec,
+    /// How long builds that ran took, in seconds.
+    pub(crate) build_seconds: Histogram,
+    /// Bytes of the build cache.
+    pub(crate) build_cache_bytes: IntGauge,
+    /// Builds that were removed to make room.
+    pub(crate) build_cache_evicted: IntCounter,
+    /// Open work connections to gateways.
+    pub(crate) link_connections: IntGauge,
+}
+
+impl Metrics {
+    /// Registers them all.
+    ///
+    /// # Errors
+    /// The registry has one of these names already.
+    pub(crate) fn new(registry: &Registry) -> Result<Arc<Self>, prometheus::Error> {
+        let counter = |name: &str, help: &str| keep(registry, IntCounter::new(name, help)?);
+        let counters =
+            |name: &str, help: &str, label| keep(registry, IntCounterVec::new(Opts::new(name, help), &[label])?);
+        let gauge = |name: &str, help: &str| keep(registry, IntGauge::new(name, help)?);
+        let histogram = |name: &str, help: &str, buckets: Vec<f64>| {
+            keep(registry, Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets))?)
+        };
+        let call_buckets = prometheus::exponential_buckets(0.0005, 2.0, 18)?;
+        let build_buckets = prometheus::exponential_buckets(0.1, 2.0, 14)?;
+        Ok(Arc::new(Self {
+            invocations: counters("dartcloud_agent_invocations_total", "Calls that ended, by outcome.", "outcome")?,
+            invocation_seconds: histogram(
+                "dartcloud_agent_invocation_duration_seconds",
+                "From a call's arrival at the agent to its outcome.",
+                call_buckets,
+            )?,
+            spool_records: gauge("dartcloud_agent_spool_records", "Records that wait for the store.")?,
+            spool_bytes: gauge("dartcloud_agent_spool_bytes", "Size of the record spool on disk.")?,
+            spool_dropped: counter(
+                "dartcloud_agent_spool_dropped_records_total",
+                "Records that the store never got: the spool was full, or the store refused them.",
+            )?,
+            spool_corrupt: counter("dartcloud_agent_spool_corrupt_total", "Damaged places in the spool, skipped.")?,
+            builds: counters("dartcloud_agent_builds_total", "Builds that ended, by how.", "result")?,
+            build_seconds: histogram("dartcloud_agent_build_duration_seconds", "How long builds took.", build_buckets)?,
+            build_cache_bytes: gauge("dartcloud_agent_build_cache_bytes", "Size of the build cache.")?,
+            build_cache_evicted: counter("dartcloud_agent_build_cache_evicted_total", "Builds removed to make room.")?,
+            link_connections: gauge("dartcloud_agent_link_connections", "Open work connections to gateways.")?,
+        }))
+    }
+}
+
+fn keep<C>(registry: &Registry, collector: C) -> Result<C, prometheus::Error>
+where
+    C: prometheus::core::Collector + Clone + 'static,
+{
+    registry.register(Box::new(collector.clone()))?;
+    Ok(collector)
+}

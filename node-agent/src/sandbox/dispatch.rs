@@ -1,0 +1,291 @@
+//! The pool put to work: calls come and wait, sandboxes start, are handed on and removed, as [`Pool`] decides.
+
+use std::collections::HashMap;
+use std::sync::{Arc, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use common::function::DeploymentSpec;
+use common::ids::DeploymentId;
+use tokio::sync::oneshot;
+
+use super::lease::{Function, Lease};
+use super::mounts::Build;
+use super::pool::{self, Next, NoPlace, Pool, Ticket};
+use super::site::Fault;
+use super::{LeaseError, Sandboxes};
+
+/// How often idle sandboxes are looked at.
+const ROUND: Duration = Duration::from_secs(1);
+
+#[derive(Debug)]
+pub(super) struct State {
+    pub(super) pool: Pool<Box<Function>>,
+    pub(super) waiters: HashMap<Ticket, oneshot::Sender<Result<Lease, LeaseError>>>,
+    /// What a deployment's next sandbox is made from; as long as it has or starts one.
+    recipes: HashMap<DeploymentId, Recipe>,
+    pub(super) closing: bool,
+}
+
+#[derive(Clone)]
+struct Recipe {
+    spec: Arc<DeploymentSpec>,
+    build: Build,
+}
+
+impl std::fmt::Debug for Recipe {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Recipe({})", self.spec.deployment)
+    }
+}
+
+impl Sandboxes {
+    /// A sandbox for one call of `spec`, whose build is at `build`: an idle one, or the next that starts or becomes
+    /// free. `build` is kept as long as a sandbox may use it.
+    ///
+    /// # Errors
+    /// There is none, in time or at all.
+    pub async fn lease(self: &Arc<Self>, spec: &Arc<DeploymentSpec>, build: Build) -> Result<Lease, LeaseError> {
+        let deployment = spec.deployment;
+        let mut gone = Vec::new();
+        let waiting = {
+            let mut state = self.lock();
+            if state.closing {
+                return Err(LeaseError::Closing);
+            }
+            let found = loop {
+                match state.pool.take(deployment) {
+                    Some(function) if function.is_ready() => break Some(function),
+                    // Its runner died while it was idle.
+                    Some(function) => gone.push((function, state.pool.broken(deployment))),
+                    None => break None,
+                }
+            };
+            match found {
+                Some(function) => Ok(Lease::new(self, function, None)),
+                None => Err(self.enqueue(&mut state, spec, build)?),
+            }
+        };
+        for (function, memory_mb) in gone {
+            self.remove(function, memory_mb);
+        }
+        match waiting {
+            Ok(lease) => Ok(lease),
+            Err(place) => {
+                self.advance();
+                place.wait(self.args.wait()).await
+            }
+        }
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn enqueue(
+        self: &Arc<Self>,
+        state: &mut State,
+        spec: &Arc<DeploymentSpec>,
+        build: Build,
+    ) -> Result<Place, LeaseError> {
+        if self.runtimes.get(&spec.runtime).is_none() {
+            return Err(LeaseError::UnknownRuntime(spec.runtime.clone()));
+        }
+        let (deployment, memory_mb) = (spec.deployment, spec.limits.memory_mb);
+        let ticket =
+            state.pool.enqueue(deployment, memory_mb.into(), spec.limits.concurrency as usize).map_err(|refusal| {
+                match refusal {
+                    NoPlace::QueueFull => LeaseError::QueueFull(self.args.sandbox_queue),
+                    NoPlace::TooLarge => LeaseError::TooLarge { memory_mb, total_mb: self.total_mb },
+                }
+            })?;
+        state.recipes.entry(deployment).or_insert_with(|| Recipe { spec: Arc::clone(spec), build });
+        let (tell, told) = oneshot::channel();
+        state.waiters.insert(ticket, tell);
+        Ok(Place { sandboxes: Arc::clone(self), deployment, ticket, told })
+    }
+
+    /// Does what the pool wants done for those who wait.
+    fn advance(self: &Arc<Self>) {
+        let (starts, removals) = {
+            let mut state = self.lock();
+            if state.closing {
+                return;
+            }
+            let plan = state.pool.plan();
+            let recipe = |deployment: DeploymentId| (deployment, state.recipes.get(&deployment).cloned());
+            (plan.starts.into_iter().map(recipe).collect::<Vec<_>>(), plan.removals)
+        };
+        for (function, memory_mb) in removals {
+            tracing::debug!(sandbox = %function.id(), "evicted");
+            self.metrics.evictions.inc();
+            self.remove(function, memory_mb);
+        }
+        for (deployment, recipe) in starts {
+            let sandboxes = Arc::clone(self);
+            self.tasks.spawn_on(async move { sandboxes.start(deployment, recipe).await }, &self.runtime);
+        }
+    }
+
+    /// Starts a sandbox that was planned.
+    async fn start(self: &Arc<Self>, deployment: DeploymentId, recipe: Option<Recipe>) {
+        let wanted = Instant::now();
+        let started = match recipe {
+            Some(recipe) => self.start_one(&recipe).await.map_err(|fault| fault.to_string()),
+            None => Err("nobody waits for it any more".to_owned()),
+        };
+        match started {
+            Ok(function) => {
+                self.metrics.started.inc();
+                let next = self.lock().pool.started(deployment, Box::new(function), Instant::now());
+                self.proceed(deployment, next, Some(wanted.elapsed()));
+            }
+            Err(reason) => {
+                self.metrics.failed.inc();
+                tracing::warn!(%deployment, reason, "a sandbox could not be started");
+                let reason: Arc<str> = reason.into();
+                let waiters: Vec<_> = {
+                    let mut state = self.lock();
+                    let tickets = state.pool.start_failed(deployment);
+                    state.forget();
+                    tickets.iter().filter_map(|ticket| state.waiters.remove(ticket)).collect()
+                };
+                for waiter in waiters {
+                    // Who no longer listens needs no answer.
+                    let _ = waiter.send(Err(LeaseError::StartFailed(Arc::clone(&reason))));
+                }
+            }
+        }
+        self.advance();
+    }
+
+    async fn start_one(&self, recipe: &Recipe) -> Result<Function, Fault> {
+        let Recipe { spec, build } = recipe;
+        let runtime = self.runtimes.get(&spec.runtime).ok_or(Fault::Runtime)?;
+        // Before its turn: a pull may take minutes, and is nobody else's concern.
+        let image = self.site.engine.image(&runtime.run.images).await?;
+        let _turn = self.starts.acquire().await;
+        let timer = self.metrics.start_seconds.start_timer();
+        let function = Function::start(&self.site, &self.args, spec, runtime, image, build).await;
+        match &function {
+            Ok(_) => timer.observe_duration(),
+            Err(_) => drop(timer.stop_and_discard()),
+        }
+        function
+    }
+
+    /// Takes a sandbox back from a lease.
+    pub(super) fn give_back(self: &Arc<Self>, function: Box<Function>, sound: bool) {
+        let deployment = function.spec.deployment;
+        let (next, others_wait) = {
+            let mut state = self.lock();
+            let next = if sound && function.is_ready() {
+                state.pool.give_back(deployment, function, Instant::now())
+            } else {
+                let memory_mb = state.pool.broken(deployment);
+                Next::Remove(function, memory_mb)
+            };
+            (next, state.pool.has_waiters())
+        };
+        self.proceed(deployment, next, None);
+        if others_wait {
+            // It may be its memory that they wait for.
+            self.advance();
+        }
+    }
+
+    fn proceed(self: &Arc<Self>, deployment: DeploymentId, next: Next<Box<Function>>, cold: Option<Duration>) {
+        match next {
+            Next::Kept => {}
+            Next::Remove(function, memory_mb) => self.remove(function, memory_mb),
+            Next::Grant(ticket, function) => {
+                let waiter = self.lock().waiters.remove(&ticket);
+                let lease = Lease::new(self, function, cold);
+                // A lease that nobody takes comes back by its drop.
+                match waiter.map(|waiter| waiter.send(Ok(lease))) {
+                    Some(Ok(())) => {}
+                    Some(Err(unheard)) => drop(unheard),
+                    None => tracing::debug!(%deployment, "a call left in the moment of its turn"),
+                }
+            }
+        }
+    }
+
+    /// Removes a sandbox in the background; its memory is free when it is gone.
+    pub(super) fn remove(self: &Arc<Self>, function: Box<Function>, memory_mb: u64) {
+        let sandboxes = Arc::clone(self);
+        let removal = async move {
+            function.remove().await;
+            {
+                let mut state = sandboxes.lock();
+                state.pool.removed(memory_mb);
+                state.forget();
+            }
+            sandboxes.left.notify_one();
+            sandboxes.advance();
+        };
+        self.tasks.spawn_on(removal, &self.runtime);
+    }
+
+    /// Removes what is idle for too long or has died, until the node closes.
+    pub(super) async fn keep_house(self: Arc<Self>) {
+        let mut round = tokio::time::interval(ROUND);
+        loop {
+            tokio::select! {
+                _ = round.tick() => {}
+                () = self.stop.cancelled() => return,
+            }
+            let (now, limit) = (Instant::now(), self.args.idle());
+            let removals = {
+                let mut state = self.lock();
+                self.metrics.show(state.pool.states());
+                state.pool.expire(|since, function| pool::expired(since, now, limit) || !function.is_ready())
+            };
+            for (function, memory_mb) in removals {
+                self.remove(function, memory_mb);
+            }
+            self.site.sweep().await;
+        }
+    }
+}
+
+impl State {
+    pub(super) fn new(total_mb: u64, queue: usize) -> Self {
+        let (waiters, recipes) = (HashMap::new(), HashMap::new());
+        Self { pool: Pool::new(total_mb, queue), waiters, recipes, closing: false }
+    }
+
+    /// Drops the recipes of deployments that have no sandbox and no call.
+    fn forget(&mut self) {
+        let Self { pool, recipes, .. } = self;
+        recipes.retain(|deployment, _| pool.knows(*deployment));
+    }
+}
+
+/// A call's place in the queue. Dropping it, as the call's future is dropped, leaves the queue.
+struct Place {
+    sandboxes: Arc<Sandboxes>,
+    deployment: DeploymentId,
+    ticket: Ticket,
+    told: oneshot::Receiver<Result<Lease, LeaseError>>,
+}
+
+impl Place {
+    async fn wait(mut self, limit: Duration) -> Result<Lease, LeaseError> {
+        let since = Instant::now();
+        match tokio::time::timeout(limit, &mut self.told).await {
+            Ok(Ok(granted)) => granted.map(|lease| lease.queued_for(since.elapsed())),
+            Ok(Err(_)) => Err(LeaseError::Closing),
+            Err(_) => Err(LeaseError::TimedOut(limit)),
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut state = self.sandboxes.lock();
+        if state.waiters.remove(&self.ticket).is_some() {
+            state.pool.leave(self.deployment, self.ticket);
+            state.forget();
+        }
+    }
+}

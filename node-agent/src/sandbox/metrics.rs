@@ -1,0 +1,49 @@
+//! What sandboxes tell Prometheus.
+
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+
+/// Counters of one node's sandboxes.
+#[derive(Clone, Debug)]
+pub(crate) struct Metrics {
+    /// Starting, idle and busy.
+    states: [IntGauge; 3],
+    pub(crate) started: IntCounter,
+    pub(crate) failed: IntCounter,
+    pub(crate) start_seconds: Histogram,
+    pub(crate) evictions: IntCounter,
+}
+
+impl Metrics {
+    /// Registers them.
+    pub(crate) fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let states = IntGaugeVec::new(Opts::new("dartcloud_sandbox_count", "Sandboxes of functions."), &["state"])?;
+        let starts =
+            IntCounterVec::new(Opts::new("dartcloud_sandbox_starts_total", "Starts of sandboxes."), &["result"])?;
+        let start_seconds = Histogram::with_opts(
+            HistogramOpts::new("dartcloud_sandbox_start_seconds", "Time of a sandbox's start, once it was its turn.")
+                .buckets(vec![0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6]),
+        )?;
+        let evictions = IntCounter::new(
+            "dartcloud_sandbox_evictions_total",
+            "Idle sandboxes removed because others needed their memory.",
+        )?;
+        registry.register(Box::new(states.clone()))?;
+        registry.register(Box::new(starts.clone()))?;
+        registry.register(Box::new(start_seconds.clone()))?;
+        registry.register(Box::new(evictions.clone()))?;
+        Ok(Self {
+            states: ["starting", "warm", "busy"].map(|state| states.with_label_values(&[state])),
+            started: starts.with_label_values(&["ok"]),
+            failed: starts.with_label_values(&["failed"]),
+            start_seconds,
+            evictions,
+        })
+    }
+
+    /// Shows how many sandboxes are starting, idle and busy.
+    pub(crate) fn show(&self, states: [usize; 3]) {
+        for (gauge, count) in self.states.iter().zip(states) {
+            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! Sandboxes: hardened containers in which functions and builds run. This module leases them by deployment; how one
+//! is made is said in [`spec`], when one is started or removed in [`pool`].
+//!
+//! A call that finds a warm sandbox never waits for Docker. All calls that wait for one deployment share its starts.
+
+mod args;
+mod cgroup;
+mod dispatch;
+mod docker;
+mod lease;
+mod metrics;
+mod mounts;
+mod pool;
+mod runner_link;
+mod site;
+mod spec;
+mod workshop;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use common::ids::{DeploymentId, NodeId};
+use common::names::RuntimeName;
+use common::runtime::Runtimes;
+use prometheus::Registry;
+use tokio::sync::{Notify, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub use args::{BuildArgs, SandboxArgs};
+pub use docker::DockerError;
+pub use lease::{Exit, Gone, How, Lease, ResultFile};
+pub use mounts::{Build, MountError};
+pub use workshop::{BuildError, BuildExit, BuildJob};
+
+use dispatch::State;
+use docker::Engine;
+use metrics::Metrics;
+use mounts::Ground;
+use site::Site;
+
+/// Containers started at once; more only make each other slower.
+const STARTS_AT_ONCE: usize = 4;
+/// How long [`Sandboxes::close`] waits for the removal of what is left.
+const CLOSE_LIMIT: Duration = Duration::from_secs(30);
+
+/// The sandboxes of a node cannot be opened; the sentence says the fix.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Without an Engine there are no sandboxes.
+    #[error(transparent)]
+    Docker(#[from] DockerError),
+    /// Without mounts neither.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    /// The runner is what sandboxes consist of.
+    #[error("there is no runner at {}: build it (`cargo build -p runner`, static) or set RUNNER_PATH", .0.display())]
+    NoRunner(PathBuf),
+    /// Two parts of the program call a metric the same.
+    #[error("metrics: {0}")]
+    Metrics(#[from] prometheus::Error),
+}
+
+/// A call gets no sandbox.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum LeaseError {
+    /// As many calls wait as may.
+    #[error("{0} calls wait for a sandbox already; SANDBOX_QUEUE allows no more")]
+    QueueFull(u32),
+    /// None became free in time.
+    #[error("no sandbox became free within {} s", .0.as_secs())]
+    TimedOut(Duration),
+    /// The start failed for which this call waited.
+    #[error("the sandbox could not be started: {0}")]
+    StartFailed(Arc<str>),
+    /// The function wants more memory than all sandboxes of this node may have.
+    #[error("the function wants {memory_mb} MiB, and SANDBOX_MEMORY_MB is {total_mb}")]
+    TooLarge {
+        /// What it wants.
+        memory_mb: u32,
+        /// What there is.
+        total_mb: u64,
+    },
+    /// The function's language is not known here.
+    #[error("runtime `{0}` is unknown on this node: add its file")]
+    UnknownRuntime(RuntimeName),
+    /// The node shuts down.
+    #[error("the node shuts down")]
+    Closing,
+}
+
+/// What a node's sandboxes do, for the heartbeat.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Leases held.
+    pub busy: u32,
+    /// Deployments with a sandbox that is idle or busy.
+    pub warm: Vec<DeploymentId>,
+    /// Memory that sandboxes may be granted, in MiB.
+    pub memory_total_mb: u64,
+    /// Memory that they are granted, those that start or leave included, in MiB.
+    pub memory_used_mb: u64,
+}
+
+/// All sandboxes of a node.
+#[derive(Debug)]
+pub struct Sandboxes {
+    site: Arc<Site>,
+    args: SandboxArgs,
+    runtimes: Arc<Runtimes>,
+    metrics: Metrics,
+    state: Mutex<State>,
+    total_mb: u64,
+    starts: Semaphore,
+    builds: Semaphore,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+    /// A sandbox has left.
+    left: Notify,
+    runtime: tokio::runtime::Handle,
+}
+
+/// Whether sandboxes can be had here: an Engine that answers and is new enough, and a runner. For those who want to
+/// know before they start anything.
+///
+/// # Errors
+/// They cannot; the sentence says the fix.
+pub async fn check_engine(args: &SandboxArgs) -> Result<(), StartError> {
+    runner_path(args)?;
+    Engine::connect(&args.docker_host, args.pull()).await?;
+    Ok(())
+}
+
+impl Sandboxes {
+    /// Connects to the Engine, removes what an earlier life of `node` left behind (containers, mounts, directories),
+    /// and is ready for leases. `data_dir` must belong to this process alone.
+    ///
+    /// # Errors
+    /// There is no Engine, no right to mount, or no runner.
+    pub async fn open(
+        args: &SandboxArgs,
+        node: NodeId,
+        data_dir: &Path,
+        runtimes: Arc<Runtimes>,
+        registry: &Registry,
+    ) -> Result<Arc<Self>, StartError> {
+        let runner = runner_path(args)?;
+        let engine = Engine::connect(&args.docker_host, args.pull()).await?;
+        // Containers first, since they hold on to the mounts.
+        remove_leftovers(&engine, node).await?;
+        let ground = Ground::open(data_dir)?;
+        let site = Arc::new(Site::new(node, engine, ground, runner, args));
+        let total_mb = args.sandbox_memory_mb.unwrap_or_else(three_quarters_of_memory_mb);
+        let sandboxes = Arc::new(Self {
+            site,
+            args: args.clone(),
+            runtimes,
+            metrics: Metrics::new(registry)?,
+            state: Mutex::new(State::new(total_mb, args.sandbox_queue as usize)),
+            total_mb,
+            starts: Semaphore::new(STARTS_AT_ONCE),
+            builds: Semaphore::new(args.build.build_concurrent as usize),
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+            left: Notify::new(),
+            runtime: tokio::runtime::Handle::current(),
+        });
+        sandboxes.tasks.spawn(Arc::clone(&sandboxes).keep_house());
+        Ok(sandboxes)
+    }
+
+    /// The deployment gets no more calls: its idle sandboxes are removed now, the others as they become free. A
+    /// lease of it later is not wrong, only cold.
+    pub fn retire(self: &Arc<Self>, deployment: DeploymentId) {
+        let removals = self.lock().pool.retire(deployment);
+        for (function, memory_mb) in removals {
+            self.remove(function, memory_mb);
+        }
+    }
+
+    /// What the sandboxes do.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        let (busy, warm, memory_used_mb) = self.lock().pool.counts();
+        let busy = u32::try_from(busy).unwrap_or(u32::MAX);
+        Counts { busy, warm, memory_total_mb: self.total_mb, memory_used_mb }
+    }
+
+    /// Sees to it that the image of a runtime is there, so that the first call does not wait for a pull.
+    ///
+    /// # Errors
+    /// The runtime is unknown, or its image cannot be had.
+    pub async fn prepare(&self, runtime: &RuntimeName) -> Result<(), LeaseError> {
+        let known = self.runtimes.get(runtime).ok_or_else(|| LeaseError::UnknownRuntime(runtime.clone()))?;
+        let image = self.site.engine.image(&known.run.images).await;
+        image.map(drop).map_err(|error| LeaseError::StartFailed(error.to_string().into()))
+    }
+
+    /// Removes all sandboxes and their mounts. Leases should be back by then; those that are not are waited for, up
+    /// to half a minute.
+    pub async fn close(self: &Arc<Self>) {
+        self.stop.cancel();
+        let (waiters, removals) = {
+            let mut state = self.lock();
+            state.closing = true;
+            (std::mem::take(&mut state.waiters), state.pool.close())
+        };
+        for (_, waiter) in waiters {
+            // Who no longer listens needs no answer.
+            let _ = waiter.send(Err(LeaseError::Closing));
+        }
+        for (function, memory_mb) in removals {
+            self.remove(function, memory_mb);
+        }
+        let emptied = async {
+            self.tasks.close();
+            self.tasks.wait().await;
+            while !self.lock().pool.is_empty() {
+                self.left.notified().await;
+            }
+            self.tasks.wait().await;
+            self.site.tasks().close();
+            self.site.tasks().wait().await;
+        };
+        if tokio::time::timeout(CLOSE_LIMIT, emptied).await.is_err() {
+            tracing::warn!("not all sandboxes are gone; the next start removes them");
+        }
+        if let Err(error) = self.site.engine.remove_networks(self.site.node).await {
+            tracing::warn!(%error, "a network is left behind; the next start removes it");
+        }
+        if let Err(error) = self.site.ground.close() {
+            tracing::warn!(%error, "mounts are left behind; the next start removes them");
+        }
+    }
+}
+
+/// Removes every container and network of `node`: none of them has an agent any more.
+async fn remove_leftovers(engine: &Engine, node: NodeId) -> Result<(), DockerError> {
+    let containers = engine.list(node).await?;
+    for (container, _) in &containers {
+        engine.remove(container).await?;
+    }
+    engine.remove_networks(node).await?;
+    if !containers.is_empty() {
+        tracing::info!(containers = containers.len(), "removed what an earlier agent left behind");
+    }
+    Ok(())
+}
+
+fn runner_path(args: &SandboxArgs) -> Result<PathBuf, StartError> {
+    let beside = || std::env::current_exe().ok().map(|path| path.with_file_name("dartcloud-runner"));
+    let path = args.runner_path.clone().or_else(beside).unwrap_or_else(|| "dartcloud-runner".into());
+    match path.canonicalize() {
+        Ok(found) if found.is_file() => Ok(found),
+        _ => Err(StartError::NoRunner(path)),
+    }
+}
+
+fn three_quarters_of_memory_mb() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kilobytes = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let kilobytes = kilobytes.and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    // A machine that does not say has at least one GiB, or it would not run Docker.
+    kilobytes.unwrap_or(1024 * 1024) / 1024 * 3 / 4
+}
+
+#[cfg(test)]
+mod tests;

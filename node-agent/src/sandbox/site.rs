@@ -1,0 +1,287 @@
+//! From a blueprint to a running container with a runner that has dialled, and back to nothing. What a sandbox takes
+//! of the machine is a value, its [`Claim`]: whatever goes wrong on the way, dropping that gives it all back.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use common::ids::{DeploymentId, NodeId, SandboxId};
+use tokio::runtime::Handle;
+use tokio::sync::OnceCell;
+use tokio_util::task::TaskTracker;
+
+use super::SandboxArgs;
+use super::cgroup::OomCounter;
+use super::docker::{DockerError, Engine, Image};
+use super::mounts::{Ground, MountError, Room};
+use super::runner_link::{Link, Threshold};
+use super::spec::{self, Bind, Blueprint, Limits};
+
+/// How long a runner may take from its container's start until it dials.
+const DIAL_LIMIT: Duration = Duration::from_secs(20);
+/// User ids from the first one on.
+const UIDS: u32 = 100_000;
+
+/// A sandbox could not be started. What each means for the operator is in its sentence.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Fault {
+    #[error(transparent)]
+    Docker(#[from] DockerError),
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    #[error("the sandbox's socket: {0}")]
+    Link(#[source] io::Error),
+    #[error("the sandbox's runner did not dial within {} s", DIAL_LIMIT.as_secs())]
+    Silent,
+    #[error("the sandbox ended before its runner dialled: {0}")]
+    Ended(String),
+    #[error(
+        "what is mounted for a sandbox does not appear in it: mount the agent's data directory `rshared` where the \
+         agent runs in a container, and use an image without symbolic links at /function and /result.json"
+    )]
+    Unfurnished,
+    #[error("the function's environment is too large")]
+    Environment,
+    #[error("the build's work directory: {0}")]
+    Work(#[source] io::Error),
+    #[error("the runtime is unknown on this node: add its file")]
+    Runtime,
+}
+
+/// All that sandboxes are made from.
+#[derive(Debug)]
+pub(crate) struct Site {
+    pub(crate) node: NodeId,
+    pub(crate) engine: Engine,
+    pub(crate) ground: Ground,
+    runner: PathBuf,
+    names: Mutex<Names>,
+    /// The name of the network of those that have one; made when the first needs it.
+    network: OnceCell<String>,
+    /// Something could not be removed, and is to be swept up.
+    littered: AtomicBool,
+    tasks: TaskTracker,
+    runtime: Handle,
+}
+
+/// What no two sandboxes that live have in common.
+#[derive(Debug)]
+struct Names {
+    first_uid: u32,
+    next_uid: u32,
+    taken: HashMap<SandboxId, u32>,
+}
+
+/// What a sandbox takes of the machine. Dropping it gives that back, in the background.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    site: Arc<Site>,
+    id: SandboxId,
+    uid: u32,
+    room: Room,
+    cleared: bool,
+}
+
+/// A container whose runner waits for work.
+#[derive(Debug)]
+pub(crate) struct Sandbox {
+    pub(crate) link: Link,
+    oom: Option<OomCounter>,
+    // After the link, so that the runner ends itself while Docker is still asked to.
+    claim: Claim,
+}
+
+/// What differs between sandboxes.
+pub(crate) struct Wish {
+    pub(crate) deployment: Option<DeploymentId>,
+    pub(crate) image: Image,
+    pub(crate) limits: Limits,
+    pub(crate) network: Option<String>,
+    pub(crate) mounts: Vec<Bind>,
+}
+
+impl Site {
+    pub(crate) fn new(node: NodeId, engine: Engine, ground: Ground, runner: PathBuf, args: &SandboxArgs) -> Self {
+        // Two agents on one machine seldom begin at the same id.
+        let offset = u32::try_from(node.uuid().as_u128() % u128::from(UIDS)).unwrap_or(0);
+        let names = Mutex::new(Names { first_uid: args.sandbox_first_uid, next_uid: offset, taken: HashMap::new() });
+        let network = args.sandbox_network.clone();
+        Self {
+            node,
+            engine,
+            ground,
+            runner,
+            names,
+            network: OnceCell::new_with(network),
+            littered: AtomicBool::new(false),
+            tasks: TaskTracker::new(),
+            runtime: Handle::current(),
+        }
+    }
+
+    fn names(&self) -> MutexGuard<'_, Names> {
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lives(&self, sandbox: &str) -> bool {
+        sandbox.parse().is_ok_and(|id: SandboxId| self.names().taken.contains_key(&id))
+    }
+
+    /// Removals that run in the background.
+    pub(crate) fn tasks(&self) -> &TaskTracker {
+        &self.tasks
+    }
+
+    /// The network, where one is `wanted`.
+    pub(crate) async fn network(&self, wanted: bool) -> Result<Option<String>, DockerError> {
+        if !wanted {
+            return Ok(None);
+        }
+        self.network.get_or_try_init(|| self.engine.make_network(self.node)).await.cloned().map(Some)
+    }
+
+    /// Takes a directory and a user id.
+    pub(crate) fn claim(self: &Arc<Self>) -> Result<Claim, Fault> {
+        let id = SandboxId::new();
+        let uid = self.names().take(id);
+        let claim = Claim { site: Arc::clone(self), id, uid, room: self.ground.room(id), cleared: false };
+        claim.room.make()?;
+        Ok(claim)
+    }
+
+    /// Removes again what could not be removed before, if anything: containers of ours that no claim stands for.
+    pub(crate) async fn sweep(&self) {
+        if !self.littered.swap(false, Ordering::Relaxed) {
+            return;
+        }
+        let removed = async {
+            for (container, sandbox) in self.engine.list(self.node).await? {
+                if !self.lives(&sandbox) {
+                    self.engine.remove(&container).await?;
+                }
+            }
+            Ok::<_, DockerError>(())
+        };
+        if let Err(error) = removed.await {
+            tracing::warn!(%error, "sandboxes are left behind; trying again");
+            self.littered.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Claim {
+    pub(crate) fn uid(&self) -> u32 {
+        self.uid
+    }
+
+    pub(crate) fn room(&self) -> &Room {
+        &self.room
+    }
+
+    /// Starts the container and waits for its runner.
+    pub(crate) async fn occupy(self, wish: Wish) -> Result<Sandbox, Fault> {
+        let site = &self.site;
+        let threshold = Threshold::open(&self.room.link(), self.uid).map_err(Fault::Link)?;
+        let container = spec::container(&Blueprint {
+            node: site.node,
+            sandbox: self.id,
+            deployment: wish.deployment,
+            image: wish.image.id,
+            uid: self.uid,
+            limits: wish.limits,
+            network: wish.network,
+            runner: site.runner.clone(),
+            link: self.room.link(),
+            mounts: wish.mounts,
+        });
+        let name = name(self.id);
+        site.engine.start(&name, container).await?;
+        let link = tokio::select! {
+            link = tokio::time::timeout(DIAL_LIMIT, threshold.accept()) => match link {
+                Ok(link) => link.map_err(Fault::Link)?,
+                Err(_) => return Err(Fault::Silent),
+            },
+            end = site.engine.end(&name) => return Err(Fault::Ended(end)),
+        };
+        let oom = OomCounter::of(link.pid());
+        if let Err(error) = &oom {
+            tracing::warn!(%error, "a sandbox's control group cannot be read: want of memory will look like a crash");
+        }
+        let oom = oom.ok();
+        Ok(Sandbox { link, oom, claim: self })
+    }
+
+    /// Gives everything back. An error is logged, and what is left is swept up later.
+    async fn clear(mut self) {
+        self.cleared = true;
+        let (site, id) = (Arc::clone(&self.site), self.id);
+        if let Err(error) = site.engine.remove(&name(id)).await {
+            tracing::warn!(sandbox = %id, %error, "the container is left behind for now");
+            site.littered.store(true, Ordering::Relaxed);
+        }
+        site.names().taken.remove(&id);
+        if let Err(error) = self.room.remove() {
+            tracing::warn!(sandbox = %id, %error, "the sandbox's directory is left behind");
+        }
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        if self.cleared {
+            return;
+        }
+        let claim = Self {
+            site: Arc::clone(&self.site),
+            id: self.id,
+            uid: self.uid,
+            room: self.site.ground.room(self.id),
+            cleared: true,
+        };
+        self.site.tasks.spawn_on(claim.clear(), &self.site.runtime);
+    }
+}
+
+impl Sandbox {
+    pub(crate) fn id(&self) -> SandboxId {
+        self.claim.id
+    }
+
+    pub(crate) fn room(&self) -> &Room {
+        &self.claim.room
+    }
+
+    /// Whether the kernel killed in it for want of memory since this was asked last.
+    pub(crate) fn ran_out_of_memory(&mut self) -> bool {
+        self.oom.as_mut().is_some_and(OomCounter::advanced)
+    }
+
+    /// Ends it and waits until it is gone.
+    pub(crate) async fn remove(self) {
+        let Self { link, claim, .. } = self;
+        drop(link);
+        claim.clear().await;
+    }
+}
+
+impl Names {
+    /// A user id for `id`: the next that no sandbox has. They go round, so one that was just given up, whose container
+    /// Docker may not have removed yet, is not given out again soon.
+    fn take(&mut self, id: SandboxId) -> u32 {
+        loop {
+            let uid = self.first_uid + self.next_uid % UIDS;
+            self.next_uid = self.next_uid.wrapping_add(1);
+            if !self.taken.values().any(|taken| *taken == uid) {
+                self.taken.insert(id, uid);
+                return uid;
+            }
+        }
+    }
+}
+
+fn name(id: SandboxId) -> String {
+    format!("dartcloud-{id}")
+}

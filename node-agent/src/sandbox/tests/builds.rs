@@ -1,0 +1,117 @@
+//! Builds, in their own sandboxes.
+
+use super::*;
+
+/// Runs a shell script as a build; tells how it ended, what it printed, and where it worked.
+async fn build(node: &Node, script: &str, network: bool) -> (BuildExit, Vec<String>, PathBuf) {
+    let work = node.directory.path().join(format!("work-{}", common::ids::SandboxId::new()));
+    std::fs::create_dir_all(work.join("src")).unwrap();
+    std::fs::write(work.join("src/input"), "input\n").unwrap();
+    let job = BuildJob {
+        images: vec!["local/none:1".into(), "debian:bookworm-slim".into(), "local/debian:bookworm".into()],
+        command: ["sh", "-c", script].map(str::to_owned).to_vec(),
+        env: [("MODE".to_owned(), "test".to_owned())].into(),
+        network,
+        work: work.clone(),
+    };
+    let (sender, mut receiver) = tokio::sync::mpsc::channel(8);
+    let reader = async {
+        let mut lines = Vec::new();
+        while let Some(line) = receiver.recv().await {
+            lines.push(line);
+        }
+        lines
+    };
+    let (exit, lines) = tokio::join!(node.sandboxes.build(job, sender), reader);
+    (exit.unwrap(), lines, work)
+}
+
+async fn check(node: &Node, script: &str, exit: BuildExit, lines: &[&str]) {
+    let (ended, printed, _) = build(node, script, false).await;
+    assert_eq!((ended, printed), (exit, lines.iter().map(|&line| line.to_owned()).collect()), "{script}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_reads_writes_and_is_heard() {
+    on_node(
+        |_| {},
+        async |node| {
+            let script =
+                "pwd; cat src/input; echo $MODE; mkdir out; echo made > out/result; echo oh >&2; ls /sys/class/net";
+            let (exit, lines, work) = build(node, script, false).await;
+            assert_eq!(
+                (exit, lines),
+                (BuildExit::Exited(0), ["/build", "input", "test", "oh", "lo"].map(str::to_owned).to_vec())
+            );
+            assert_eq!(std::fs::read_to_string(work.join("out/result")).unwrap(), "made\n");
+            assert_eq!(exit.failure(&node.args.build), None);
+            check(node, "echo before; exit 7", BuildExit::Exited(7), &["before"]).await;
+            check(node, "env | grep -i -e cert -e secret -e token", BuildExit::Exited(1), &[]).await;
+            check(
+                node,
+                "echo x > /etc/x || echo refused",
+                BuildExit::Exited(0),
+                &["sh: 1: cannot create /etc/x: Read-only file system", "refused"],
+            )
+            .await;
+            assert!(node.containers().await.is_empty());
+        },
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_has_limits() {
+    let adjust = |args: &mut SandboxArgs| {
+        args.build.build_timeout_seconds = 6;
+        args.build.build_memory_mb = 64;
+        args.build.build_disk_mb = 16;
+        args.build.build_output_kb = 1;
+    };
+    on_node(adjust, async |node| {
+        let (exit, lines, _) = build(node, "yes | head -n 1000000", false).await;
+        assert_eq!(exit, BuildExit::Exited(0));
+        assert_eq!((lines.len(), lines.last().unwrap().as_str()), (513, "[the build printed more than is kept]"));
+        check(node, "while true; do sleep 1; done", BuildExit::TimedOut, &[]).await;
+        check(node, "head -c 200M /dev/zero | tail", BuildExit::OutOfMemory, &["Killed"]).await;
+        let script = "for i in 1 2 3 4; do head -c 8M /dev/zero > $i; done; sleep 60";
+        let (exit, ..) = build(node, script, false).await;
+        assert_eq!(exit, BuildExit::DiskFull);
+        assert_eq!(exit.failure(&node.args.build).unwrap(), "the build wrote more than 16 MiB");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_with_a_network_knows_the_operators_settings() {
+    let authorities = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(authorities.path(), "authorities\n").unwrap();
+    std::fs::set_permissions(authorities.path(), std::fs::Permissions::from_mode(0o644)).unwrap();
+    let adjust = |args: &mut SandboxArgs| {
+        args.build.build_ca_file = authorities.path().to_path_buf();
+        args.build.build_env = vec![("PIP_INDEX_URL".into(), "https://example.test/simple".into())];
+    };
+    on_node(adjust, async |node| {
+        let script = "cat $PIP_CERT $NODE_EXTRA_CA_CERTS; echo $PIP_INDEX_URL; ls /sys/class/net";
+        let (exit, lines, _) = build(node, script, true).await;
+        let expected = ["authorities", "authorities", "https://example.test/simple", "eth0", "lo"];
+        assert_eq!((exit, lines), (BuildExit::Exited(0), expected.map(str::to_owned).to_vec()));
+        // Without a network it has no use for them.
+        let (_, lines, _) = build(node, "echo [$PIP_CERT$PIP_INDEX_URL]", false).await;
+        assert_eq!(lines, ["[]"]);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_build_nobody_waits_for_ends() {
+    on_node(
+        |_| {},
+        async |node| {
+            let broken = tokio::time::timeout(Duration::from_secs(3), build(node, "sleep 200", false)).await;
+            assert!(broken.is_err());
+            node.settles_at(0).await;
+        },
+    )
+    .await;
+}

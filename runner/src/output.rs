@@ -1,0 +1,63 @@
+//! One output stream of a process: what it prints, up to its cap; the rest is read and dropped, so that a process
+//! that prints too much does not stand still.
+
+use std::fs::File;
+use std::io::{ErrorKind, Read};
+
+use runner::wire::{self, Stream};
+
+/// The reading end of a stream.
+pub(crate) struct Output {
+    stream: Stream,
+    pipe: Option<File>,
+    left: u64,
+    truncated: bool,
+}
+
+impl Output {
+    pub(crate) fn new(stream: Stream, pipe: File, cap_bytes: u64) -> Self {
+        Self { stream, pipe: Some(pipe), left: cap_bytes, truncated: false }
+    }
+
+    /// The pipe, as long as somebody may write to it.
+    pub(crate) fn pipe(&self) -> Option<&File> {
+        self.pipe.as_ref()
+    }
+
+    /// Whether something was dropped.
+    pub(crate) fn truncated(&self) -> bool {
+        self.truncated
+    }
+
+    /// Reads once and appends what is under the cap to `outbox`; `false` when nothing was there to read.
+    pub(crate) fn pump(&mut self, buffer: &mut [u8], outbox: &mut Vec<u8>) -> bool {
+        let Some(mut pipe) = self.pipe.as_ref() else { return false };
+        match pipe.read(buffer) {
+            Ok(count) if count > 0 => {
+                let kept = usize::try_from(self.left).unwrap_or(usize::MAX).min(count);
+                if kept > 0 {
+                    wire::encode_output(outbox, self.stream, &buffer[..kept]);
+                }
+                self.left -= kept as u64;
+                self.truncated |= kept < count;
+                true
+            }
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => false,
+            // The end, or an error that will not mend itself.
+            _ => {
+                self.pipe = None;
+                false
+            }
+        }
+    }
+
+    /// Takes what is left in the pipe, up to `limit_bytes`, and closes it: whoever still has its other end shall
+    /// not be heard.
+    pub(crate) fn finish(&mut self, buffer: &mut [u8], outbox: &mut Vec<u8>, limit_bytes: usize) {
+        let mut rounds = limit_bytes / buffer.len();
+        while rounds > 0 && self.pump(buffer, outbox) {
+            rounds -= 1;
+        }
+        self.pipe = None;
+    }
+}

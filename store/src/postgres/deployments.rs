@@ -1,0 +1,117 @@
+//! `function_deployments`: versions from `building` to `ready` or `failed`, and which one serves.
+
+use common::ids::DeploymentId;
+use sqlx::{PgPool, PgTransaction};
+use uuid::Uuid;
+
+use crate::rows::{FUNCTION, FunctionRow, access_word, bigint, integer};
+use crate::text::{storable, storable_json};
+use crate::{Error, Function, NewDeployment, PendingDeployment};
+
+/// How often a function may be deleted while a version is being added to it, before that is given up.
+const ATTEMPTS: u32 = 3;
+
+/// Why a version failed that a restart cut short.
+const INTERRUPTED: &str = "the gateway stopped before the build was done";
+
+pub(super) async fn create(pool: &PgPool, new: NewDeployment) -> Result<PendingDeployment, Error> {
+    let mut tx = pool.begin().await?;
+    let (function, is_first) = function_for(&mut tx, &new).await?;
+    let version: i32 = sqlx::query_scalar(
+        "INSERT INTO function_deployments (id, function_id, version, status, runtime, entrypoint, archive,
+           archive_root, access, timeout_ms, memory_mb, concurrency, env, egress)
+         SELECT $1, $2, COALESCE(MAX(version), 0) + 1, 'building', $3, $4, $5, $6, $7, $8, $9, $10, $11::jsonb, $12
+         FROM function_deployments WHERE function_id = $2
+         RETURNING version",
+    )
+    .bind(new.id.uuid())
+    .bind(function)
+    .bind(new.runtime.as_str())
+    .bind(storable(&new.entrypoint))
+    .bind(new.archive.to_string())
+    .bind(new.archive_root.as_deref().map(storable))
+    .bind(access_word(new.access))
+    .bind(integer(new.limits.timeout_ms))
+    .bind(integer(new.limits.memory_mb))
+    .bind(integer(new.limits.concurrency))
+    .bind(storable_json(&new.env))
+    .bind(new.egress)
+    .fetch_one(&mut *tx)
+    .await?;
+    tx.commit().await?;
+    let version = u32::try_from(version).map_err(|_| Error::Damaged("version"))?;
+    Ok(PendingDeployment { spec: new.into_spec(function.into(), version), is_first })
+}
+
+/// The function's id, its row locked, so that versions are counted by one at a time; and whether it is new.
+async fn function_for(tx: &mut PgTransaction<'_>, new: &NewDeployment) -> Result<(Uuid, bool), Error> {
+    for _ in 0..ATTEMPTS {
+        let inserted = sqlx::query(
+            "INSERT INTO functions (id, owner_id, name) VALUES ($1, $2, $3) ON CONFLICT (owner_id, name) DO NOTHING",
+        )
+        .bind(new.function_if_new.uuid())
+        .bind(new.owner.uuid())
+        .bind(new.name.as_str())
+        .execute(&mut **tx)
+        .await?;
+        // Not FOR UPDATE: records that are inserted meanwhile need the key only.
+        let found: Option<Uuid> =
+            sqlx::query_scalar("SELECT id FROM functions WHERE owner_id = $1 AND name = $2 FOR NO KEY UPDATE")
+                .bind(new.owner.uuid())
+                .bind(new.name.as_str())
+                .fetch_optional(&mut **tx)
+                .await?;
+        if let Some(function) = found {
+            return Ok((function, inserted.rows_affected() == 1));
+        }
+    }
+    Err(Error::NotFound)
+}
+
+pub(super) async fn activate(pool: &PgPool, id: DeploymentId, build_ms: u64) -> Result<Function, Error> {
+    let mut tx = pool.begin().await?;
+    // The function first, as its deletion does: two that lock in different orders would wait for each other.
+    let found: Option<(Uuid, i32)> = sqlx::query_as(
+        "SELECT f.id, d.version FROM function_deployments d JOIN functions f ON f.id = d.function_id
+         WHERE d.id = $1 FOR NO KEY UPDATE OF f",
+    )
+    .bind(id.uuid())
+    .fetch_optional(&mut *tx)
+    .await?;
+    let (function, version) = found.ok_or(Error::NotFound)?;
+    sqlx::query("UPDATE function_deployments SET status = 'ready', build_ms = $2, failure = NULL WHERE id = $1")
+        .bind(id.uuid())
+        .bind(bigint(build_ms))
+        .execute(&mut *tx)
+        .await?;
+    sqlx::query(
+        "UPDATE functions SET active_version = $2
+         WHERE id = $1 AND (active_version IS NULL OR active_version < $2)",
+    )
+    .bind(function)
+    .bind(version)
+    .execute(&mut *tx)
+    .await?;
+    let row: FunctionRow = sqlx::query_as(FUNCTION).bind(function).fetch_one(&mut *tx).await?;
+    tx.commit().await?;
+    row.try_into()
+}
+
+pub(super) async fn fail(pool: &PgPool, id: DeploymentId, reason: &str) -> Result<(), Error> {
+    sqlx::query(
+        "UPDATE function_deployments SET status = 'failed', failure = $2 WHERE id = $1 AND status = 'building'",
+    )
+    .bind(id.uuid())
+    .bind(storable(reason))
+    .execute(pool)
+    .await?;
+    Ok(())
+}
+
+pub(super) async fn fail_unfinished(pool: &PgPool) -> Result<u64, Error> {
+    let done = sqlx::query("UPDATE function_deployments SET status = 'failed', failure = $1 WHERE status = 'building'")
+        .bind(INTERRUPTED)
+        .execute(pool)
+        .await?;
+    Ok(done.rows_affected())
+}

@@ -1,0 +1,165 @@
+//! The store on Postgres: a pool for the main database, and one for FUNCTION_DB.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use common::digest::Digest;
+use common::ids::{DeploymentId, FunctionId, UserId};
+use common::invocation::Record;
+use sqlx::PgPool;
+use sqlx::postgres::PgConnectOptions;
+
+use crate::{
+    Error, Function, LogLine, NewDeployment, NewUser, PendingDeployment, RecordQuery, RecordSink, RefreshToken,
+    Rotation, Store, StoreArgs, User,
+};
+
+mod deployments;
+mod functions;
+mod logs;
+mod opening;
+mod records;
+mod tokens;
+mod users;
+
+/// Longest time of one method, its wait for a connection included.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// The same for the deletion of a function, which may have millions of records.
+const DELETE_DEADLINE: Duration = Duration::from_secs(600);
+
+/// All of a deployment's tables in Postgres.
+struct Postgres {
+    main: PgPool,
+    /// FUNCTION_DB: the functions' own values.
+    function_data: PgPool,
+}
+
+/// Opens the databases, creates FUNCTION_DB if it is missing, and brings both schemas up to date.
+pub(crate) async fn open(main: PgConnectOptions, settings: &StoreArgs) -> Result<Arc<dyn Store>, Error> {
+    let function_data = opening::prepare(&main, &settings.function_db, settings.acquire_timeout()).await?;
+    Ok(Arc::new(Postgres {
+        main: opening::pool(main, settings),
+        function_data: opening::pool(function_data, settings),
+    }))
+}
+
+/// A sink that connects when it is first used. Its role needs `INSERT` and `SELECT (id)` on `function_invocations`
+/// and `SELECT (id)` on `functions`.
+pub(crate) fn record_sink(main: PgConnectOptions, settings: &StoreArgs) -> Arc<dyn RecordSink> {
+    Arc::new(Sink { main: opening::pool(main, settings) })
+}
+
+/// The table of records alone.
+struct Sink {
+    main: PgPool,
+}
+
+#[async_trait]
+impl RecordSink for Sink {
+    async fn insert_records(&self, records: &[Record]) -> Result<(), Error> {
+        within(DEADLINE, records::insert(&self.main, records)).await
+    }
+}
+
+#[async_trait]
+impl RecordSink for Postgres {
+    async fn insert_records(&self, records: &[Record]) -> Result<(), Error> {
+        within(DEADLINE, records::insert(&self.main, records)).await
+    }
+}
+
+/// The server has timeouts for statements, but one that hangs, or a network that swallows, needs ours.
+async fn within<T>(limit: Duration, work: impl Future<Output = Result<T, Error>> + Send) -> Result<T, Error> {
+    match tokio::time::timeout(limit, work).await {
+        Ok(result) => result,
+        Err(_) => Err(Error::Unavailable(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()))),
+    }
+}
+
+#[async_trait]
+impl Store for Postgres {
+    async fn ping(&self) -> Result<(), Error> {
+        within(DEADLINE, async { Ok(sqlx::query("SELECT 1").execute(&self.main).await.map(drop)?) }).await
+    }
+
+    async fn create_user(&self, user: NewUser) -> Result<User, Error> {
+        within(DEADLINE, users::create(&self.main, user)).await
+    }
+
+    async fn user_by_email(&self, email: &str) -> Result<Option<User>, Error> {
+        within(DEADLINE, users::by_email(&self.main, email)).await
+    }
+
+    async fn has_users(&self) -> Result<bool, Error> {
+        within(DEADLINE, users::any(&self.main)).await
+    }
+
+    async fn user(&self, id: UserId) -> Result<Option<User>, Error> {
+        within(DEADLINE, users::by_id(&self.main, id)).await
+    }
+
+    async fn add_refresh_token(&self, token: RefreshToken) -> Result<(), Error> {
+        within(DEADLINE, tokens::add(&self.main, token)).await
+    }
+
+    async fn rotate_refresh_token(
+        &self,
+        old: Digest,
+        new_hash: Digest,
+        expires_at: DateTime<Utc>,
+    ) -> Result<Rotation, Error> {
+        within(DEADLINE, tokens::rotate(&self.main, old, new_hash, expires_at)).await
+    }
+
+    async fn revoke_refresh_token(&self, hash: Digest) -> Result<(), Error> {
+        within(DEADLINE, tokens::revoke(&self.main, hash)).await
+    }
+
+    async fn purge_refresh_tokens(&self) -> Result<u64, Error> {
+        within(DEADLINE, tokens::purge(&self.main)).await
+    }
+
+    async fn create_deployment(&self, new: NewDeployment) -> Result<PendingDeployment, Error> {
+        within(DEADLINE, deployments::create(&self.main, new)).await
+    }
+
+    async fn activate_deployment(&self, id: DeploymentId, build_ms: u64) -> Result<Function, Error> {
+        within(DEADLINE, deployments::activate(&self.main, id, build_ms)).await
+    }
+
+    async fn fail_deployment(&self, id: DeploymentId, reason: &str) -> Result<(), Error> {
+        within(DEADLINE, deployments::fail(&self.main, id, reason)).await
+    }
+
+    async fn fail_unfinished_deployments(&self) -> Result<u64, Error> {
+        within(DEADLINE, deployments::fail_unfinished(&self.main)).await
+    }
+
+    async fn append_log(&self, deployment: DeploymentId, lines: &[LogLine]) -> Result<(), Error> {
+        within(DEADLINE, logs::append(&self.main, deployment, lines)).await
+    }
+
+    async fn serving(&self) -> Result<Vec<Function>, Error> {
+        within(DEADLINE, functions::serving(&self.main)).await
+    }
+
+    async fn function(&self, owner: UserId, key: &str) -> Result<Option<Function>, Error> {
+        within(DEADLINE, functions::find(&self.main, owner, key)).await
+    }
+
+    async fn functions(&self, owner: UserId, limit: u32, after: Option<&str>) -> Result<Vec<Function>, Error> {
+        within(DEADLINE, functions::list(&self.main, owner, limit, after)).await
+    }
+
+    async fn delete_function(&self, owner: UserId, function: FunctionId) -> Result<(), Error> {
+        within(DELETE_DEADLINE, functions::delete(&self.main, &self.function_data, owner, function)).await
+    }
+
+    async fn records(&self, query: RecordQuery) -> Result<Vec<Record>, Error> {
+        within(DEADLINE, records::list(&self.main, query)).await
+    }
+}

@@ -1,0 +1,91 @@
+//! `function_invocations`: batches in, pages out.
+
+use common::invocation::Record;
+use sqlx::PgPool;
+use uuid::Uuid;
+
+use crate::rows::{RECORDS, RecordRow, all, bigint, integer, status_word, timestamp};
+use crate::text::{storable, storable_json};
+use crate::{Error, RecordQuery};
+
+/// How often functions may be deleted while a batch that names them is inserted, before that is given up.
+const ATTEMPTS: u32 = 5;
+
+pub(super) async fn insert(pool: &PgPool, records: &[Record]) -> Result<(), Error> {
+    for _ in 1..ATTEMPTS {
+        match insert_once(pool, records).await {
+            // Deleted between the join and the check; the next join does not find it. (A lock would settle this,
+            // too, but a role that may only insert records may not lock.)
+            Err(Error::Query(sqlx::Error::Database(error))) if error.is_foreign_key_violation() => {}
+            result => return result,
+        }
+    }
+    insert_once(pool, records).await
+}
+
+async fn insert_once(pool: &PgPool, records: &[Record]) -> Result<(), Error> {
+    fn column<T>(records: &[Record], of: impl FnMut(&Record) -> T) -> Vec<T> {
+        records.iter().map(of).collect()
+    }
+    let text = |text: &Option<String>| text.as_deref().map(|text| storable(text).into_owned());
+    let mut tx = pool.begin().await?;
+    // A crash of the server may lose the last batches of a fraction of a second; waiting for the disk would cost
+    // each batch more than its rows do.
+    sqlx::query("SET LOCAL synchronous_commit = off").execute(&mut *tx).await?;
+    // In the order of ids, so that two senders of the same records do not wait for each other crosswise.
+    sqlx::query(
+        "INSERT INTO function_invocations (id, function_id, status, duration_ms, error, logs, request_info, result,
+           success, created_at, deployment_id, node_id, outcome, cold, peak_memory_bytes)
+         SELECT r.id, r.function_id, r.status, r.duration_ms, r.error, r.logs::jsonb, r.request_info::jsonb, r.result,
+           r.status = 'success', r.created_at, r.deployment_id, r.node_id, r.outcome, r.cold, r.peak_memory_bytes
+         FROM UNNEST($1::uuid[], $2::uuid[], $3::text[], $4::int[], $5::text[], $6::text[], $7::text[], $8::text[],
+           $9::timestamp[], $10::uuid[], $11::uuid[], $12::text[], $13::bool[], $14::bigint[])
+           AS r (id, function_id, status, duration_ms, error, logs, request_info, result,
+             created_at, deployment_id, node_id, outcome, cold, peak_memory_bytes)
+         JOIN functions f ON f.id = r.function_id
+         ORDER BY r.id
+         ON CONFLICT (id) DO NOTHING",
+    )
+    .bind(column(records, |r| r.id.uuid()))
+    .bind(column(records, |r| r.function.uuid()))
+    .bind(column(records, |r| status_word(r.outcome)))
+    .bind(column(records, |r| integer(r.duration_ms)))
+    .bind(column(records, |r| text(&r.error)))
+    .bind(column(records, |r| storable_json(&r.logs)))
+    .bind(column(records, |r| storable_json(&r.request_info)))
+    .bind(column(records, |r| text(&r.result)))
+    .bind(column(records, |r| timestamp(r.created_at)))
+    .bind(column(records, |r| r.deployment.uuid()))
+    .bind(column(records, |r| r.node.uuid()))
+    .bind(column(records, |r| r.outcome.word()))
+    .bind(column(records, |r| r.cold))
+    .bind(column(records, |r| bigint(r.peak_memory_bytes)))
+    .execute(&mut *tx)
+    .await?;
+    tx.commit().await?;
+    Ok(())
+}
+
+pub(super) async fn list(pool: &PgPool, query: RecordQuery) -> Result<Vec<Record>, Error> {
+    let rows: Vec<RecordRow> = sqlx::query_as(RECORDS)
+        .bind(query.function.uuid())
+        .bind(query.owner.uuid())
+        .bind(query.before.map_or(Uuid::max(), |id| id.uuid()))
+        .bind(query.success.unwrap_or(true))
+        .bind(!query.success.unwrap_or(false))
+        .bind(i64::from(query.limit))
+        .fetch_all(pool)
+        .await?;
+    if rows.is_empty() {
+        // Nothing to show, or not his to see?
+        let his: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM functions WHERE id = $1 AND owner_id = $2)")
+            .bind(query.function.uuid())
+            .bind(query.owner.uuid())
+            .fetch_one(pool)
+            .await?;
+        if !his {
+            return Err(Error::NotFound);
+        }
+    }
+    all(rows)
+}

@@ -1,0 +1,89 @@
+//! `refresh_tokens`. A family is revoked by deleting its rows.
+
+use chrono::{DateTime, Utc};
+use common::digest::Digest;
+use sqlx::{PgPool, PgTransaction};
+use uuid::Uuid;
+
+use crate::rows::{TokenRow, timestamp};
+use crate::{Error, RefreshToken, Rotation};
+
+pub(super) async fn add(pool: &PgPool, token: RefreshToken) -> Result<(), Error> {
+    sqlx::query("INSERT INTO refresh_tokens (hash, family, user_id, expires_at) VALUES ($1, $2, $3, $4)")
+        .bind(&token.hash.bytes()[..])
+        .bind(Uuid::now_v7())
+        .bind(token.user.uuid())
+        .bind(timestamp(token.expires_at))
+        .execute(pool)
+        .await?;
+    Ok(())
+}
+
+pub(super) async fn rotate(
+    pool: &PgPool,
+    old: Digest,
+    new_hash: Digest,
+    expires_at: DateTime<Utc>,
+) -> Result<Rotation, Error> {
+    let mut tx = pool.begin().await?;
+    let Some(token) = lock(&mut tx, old).await? else { return Ok(Rotation::Unknown) };
+    if token.expired {
+        return Ok(Rotation::Unknown);
+    }
+    if token.spent {
+        delete_family(&mut tx, token.family).await?;
+        tx.commit().await?;
+        return Ok(Rotation::Reused);
+    }
+    sqlx::query("UPDATE refresh_tokens SET spent_at = CURRENT_TIMESTAMP WHERE hash = $1")
+        .bind(&old.bytes()[..])
+        .execute(&mut *tx)
+        .await?;
+    sqlx::query("INSERT INTO refresh_tokens (hash, family, user_id, expires_at) VALUES ($1, $2, $3, $4)")
+        .bind(&new_hash.bytes()[..])
+        .bind(token.family)
+        .bind(token.user_id)
+        .bind(timestamp(expires_at))
+        .execute(&mut *tx)
+        .await?;
+    tx.commit().await?;
+    Ok(Rotation::Rotated(token.user_id.into()))
+}
+
+pub(super) async fn revoke(pool: &PgPool, hash: Digest) -> Result<(), Error> {
+    let mut tx = pool.begin().await?;
+    if let Some(token) = lock(&mut tx, hash).await? {
+        delete_family(&mut tx, token.family).await?;
+        tx.commit().await?;
+    }
+    Ok(())
+}
+
+pub(super) async fn purge(pool: &PgPool) -> Result<u64, Error> {
+    let done = sqlx::query("DELETE FROM refresh_tokens WHERE expires_at <= LOCALTIMESTAMP").execute(pool).await?;
+    Ok(done.rows_affected())
+}
+
+/// Reads a token after locking its user, and not only its own row: a family that is being revoked must not get
+/// a successor at that moment, which the deletion would not see.
+async fn lock(tx: &mut PgTransaction<'_>, hash: Digest) -> Result<Option<TokenRow>, Error> {
+    sqlx::query(
+        "SELECT 1 FROM users WHERE id = (SELECT user_id FROM refresh_tokens WHERE hash = $1) FOR NO KEY UPDATE",
+    )
+    .bind(&hash.bytes()[..])
+    .execute(&mut **tx)
+    .await?;
+    let row = sqlx::query_as(
+        "SELECT family, user_id, expires_at <= LOCALTIMESTAMP AS expired, spent_at IS NOT NULL AS spent
+         FROM refresh_tokens WHERE hash = $1",
+    )
+    .bind(&hash.bytes()[..])
+    .fetch_optional(&mut **tx)
+    .await?;
+    Ok(row)
+}
+
+async fn delete_family(tx: &mut PgTransaction<'_>, family: Uuid) -> Result<(), Error> {
+    sqlx::query("DELETE FROM refresh_tokens WHERE family = $1").bind(family).execute(&mut **tx).await?;
+    Ok(())
+}

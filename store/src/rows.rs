@@ -1,0 +1,250 @@
+//! Rows as both databases hand them out, what they mean, and the queries that read the same in both.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, NaiveDateTime, SubsecRound, Utc};
+use common::function::{Access, DeploymentSpec, Limits, Status};
+use common::invocation::{Logs, Outcome, Record, RequestInfo};
+use sqlx::types::Json;
+use uuid::Uuid;
+
+use crate::{ActiveDeployment, Error, Function, User};
+
+/// `time` as a TIMESTAMP column keeps it: UTC, in microseconds.
+pub(crate) fn timestamp(time: DateTime<Utc>) -> NaiveDateTime {
+    time.naive_utc().trunc_subsecs(6)
+}
+
+/// A number that a column of 32 bits can hold; what is larger becomes the largest.
+pub(crate) fn integer(number: u32) -> i32 {
+    i32::try_from(number).unwrap_or(i32::MAX)
+}
+
+/// The same with 64 bits.
+pub(crate) fn bigint(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+fn unsigned(number: i32, what: &'static str) -> Result<u32, Error> {
+    u32::try_from(number).map_err(|_| Error::Damaged(what))
+}
+
+/// A row of `users`.
+#[derive(sqlx::FromRow)]
+pub(crate) struct UserRow {
+    id: Uuid,
+    email: String,
+    handle: String,
+    password_hash: String,
+    operator: bool,
+    created_at: NaiveDateTime,
+}
+
+impl TryFrom<UserRow> for User {
+    type Error = Error;
+
+    fn try_from(row: UserRow) -> Result<Self, Error> {
+        Ok(Self {
+            id: row.id.into(),
+            email: row.email,
+            handle: row.handle.parse().map_err(|_| Error::Damaged("handle"))?,
+            password_hash: row.password_hash,
+            operator: row.operator,
+            created_at: row.created_at.and_utc(),
+        })
+    }
+}
+
+/// The row of a refresh token that somebody shows.
+#[derive(sqlx::FromRow)]
+pub(crate) struct TokenRow {
+    pub(crate) family: Uuid,
+    pub(crate) user_id: Uuid,
+    pub(crate) expired: bool,
+    pub(crate) spent: bool,
+}
+
+/// `SELECT` of [`FunctionRow`]s with the given rest: the function, its owner's handle and its active version.
+macro_rules! select_functions {
+    ($rest:literal) => {
+        concat!(
+            "SELECT f.id, f.owner_id, u.handle, f.name, f.created_at, f.updated_at,
+               f.active_version IS NULL AND EXISTS (
+                 SELECT 1 FROM function_deployments b WHERE b.function_id = f.id AND b.status = 'building'
+               ) AS building,
+               d.id AS deployment_id, d.version, d.runtime, d.entrypoint, d.archive, d.archive_root, d.access,
+               d.timeout_ms, d.memory_mb, d.concurrency, d.env, d.egress
+             FROM functions f
+             JOIN users u ON u.id = f.owner_id
+             LEFT JOIN function_deployments d ON d.function_id = f.id AND d.version = f.active_version ",
+            $rest
+        )
+    };
+}
+
+/// Every function that serves.
+pub(crate) const SERVING: &str = select_functions!("WHERE f.active_version IS NOT NULL");
+/// The function with the id `$1`.
+pub(crate) const FUNCTION: &str = select_functions!("WHERE f.id = $1");
+/// The function of `$1` with the id `$2` or the name `$3`; the id wins where one looks like the other.
+pub(crate) const FUNCTION_OF_OWNER: &str =
+    select_functions!("WHERE f.owner_id = $1 AND (f.id = $2 OR f.name = $3) ORDER BY f.id = $2 DESC LIMIT 1");
+/// At most `$3` functions of `$1` whose names come after `$2`.
+pub(crate) const FUNCTIONS_OF_OWNER: &str =
+    select_functions!("WHERE f.owner_id = $1 AND f.name > $2 ORDER BY f.name LIMIT $3");
+
+/// A function; the deployment's columns are NULL where no version serves.
+#[derive(sqlx::FromRow)]
+pub(crate) struct FunctionRow {
+    id: Uuid,
+    owner_id: Uuid,
+    handle: String,
+    name: String,
+    created_at: NaiveDateTime,
+    updated_at: NaiveDateTime,
+    building: bool,
+    deployment_id: Option<Uuid>,
+    version: Option<i32>,
+    runtime: Option<String>,
+    entrypoint: Option<String>,
+    archive: Option<String>,
+    archive_root: Option<String>,
+    access: Option<String>,
+    timeout_ms: Option<i32>,
+    memory_mb: Option<i32>,
+    concurrency: Option<i32>,
+    env: Option<Json<BTreeMap<String, String>>>,
+    egress: Option<bool>,
+}
+
+impl TryFrom<FunctionRow> for Function {
+    type Error = Error;
+
+    fn try_from(mut row: FunctionRow) -> Result<Self, Error> {
+        let active = match row.deployment_id.take() {
+            Some(deployment) => Some(active(deployment, &mut row)?),
+            None => None,
+        };
+        let status = match (&active, row.building) {
+            (Some(_), _) => Status::Active,
+            (None, true) => Status::Building,
+            (None, false) => Status::Failed,
+        };
+        Ok(Self {
+            id: row.id.into(),
+            owner: row.owner_id.into(),
+            owner_handle: row.handle.parse().map_err(|_| Error::Damaged("handle"))?,
+            name: row.name.parse().map_err(|_| Error::Damaged("function name"))?,
+            status,
+            active,
+            created_at: row.created_at.and_utc(),
+            updated_at: row.updated_at.and_utc(),
+        })
+    }
+}
+
+fn active(deployment: Uuid, row: &mut FunctionRow) -> Result<ActiveDeployment, Error> {
+    let number = |number: Option<i32>, what| unsigned(number.ok_or(Error::Damaged(what))?, what);
+    let text = |text: &mut Option<String>, what| text.take().ok_or(Error::Damaged(what));
+    let spec = DeploymentSpec {
+        deployment: deployment.into(),
+        function: row.id.into(),
+        version: number(row.version, "version")?,
+        runtime: text(&mut row.runtime, "runtime")?.parse().map_err(|_| Error::Damaged("runtime"))?,
+        entrypoint: text(&mut row.entrypoint, "entrypoint")?,
+        archive: text(&mut row.archive, "digest")?.parse().map_err(|_| Error::Damaged("digest"))?,
+        archive_root: row.archive_root.take(),
+        limits: Limits {
+            timeout_ms: number(row.timeout_ms, "timeout")?,
+            memory_mb: number(row.memory_mb, "memory limit")?,
+            concurrency: number(row.concurrency, "concurrency")?,
+        },
+        env: row.env.take().ok_or(Error::Damaged("environment"))?.0,
+        egress: row.egress.ok_or(Error::Damaged("egress flag"))?,
+    };
+    Ok(ActiveDeployment { spec, access: access(&text(&mut row.access, "access mode")?)? })
+}
+
+fn access(word: &str) -> Result<Access, Error> {
+    [Access::Private, Access::Public]
+        .into_iter()
+        .find(|access| access_word(*access) == word)
+        .ok_or(Error::Damaged("access mode"))
+}
+
+/// The word for an access mode in the table of deployments.
+pub(crate) fn access_word(access: Access) -> &'static str {
+    match access {
+        Access::Private => "private",
+        Access::Public => "public",
+    }
+}
+
+/// A function's records, newest first, as a merge of its successes and its failures, so that one index finds
+/// either kind and both. `$1` function, `$2` its owner, `$3` only older ones, `$4` successes, `$5` failures, `$6`
+/// how many.
+pub(crate) const RECORDS: &str = "
+    SELECT * FROM (
+      SELECT * FROM function_invocations
+      WHERE function_id = (SELECT id FROM functions WHERE id = $1 AND owner_id = $2)
+        AND success = TRUE AND id < $3 AND $4
+      ORDER BY id DESC LIMIT $6
+    ) AS successes
+    UNION ALL
+    SELECT * FROM (
+      SELECT * FROM function_invocations
+      WHERE function_id = (SELECT id FROM functions WHERE id = $1 AND owner_id = $2)
+        AND success = FALSE AND id < $3 AND $5
+      ORDER BY id DESC LIMIT $6
+    ) AS failures
+    ORDER BY id DESC LIMIT $6";
+
+/// A row of `function_invocations`; `status` and `success` follow from `outcome`.
+#[derive(sqlx::FromRow)]
+pub(crate) struct RecordRow {
+    id: Uuid,
+    function_id: Uuid,
+    duration_ms: i32,
+    error: Option<String>,
+    logs: Json<Logs>,
+    request_info: Json<RequestInfo>,
+    result: Option<String>,
+    created_at: NaiveDateTime,
+    deployment_id: Uuid,
+    node_id: Uuid,
+    outcome: String,
+    cold: bool,
+    peak_memory_bytes: i64,
+}
+
+impl TryFrom<RecordRow> for Record {
+    type Error = Error;
+
+    fn try_from(row: RecordRow) -> Result<Self, Error> {
+        Ok(Self {
+            id: row.id.into(),
+            function: row.function_id.into(),
+            deployment: row.deployment_id.into(),
+            node: row.node_id.into(),
+            outcome: Outcome::from_word(&row.outcome).ok_or(Error::Damaged("outcome"))?,
+            duration_ms: unsigned(row.duration_ms, "duration")?,
+            error: row.error,
+            logs: row.logs.0,
+            request_info: row.request_info.0,
+            result: row.result,
+            cold: row.cold,
+            peak_memory_bytes: u64::try_from(row.peak_memory_bytes).map_err(|_| Error::Damaged("memory peak"))?,
+            created_at: row.created_at.and_utc(),
+        })
+    }
+}
+
+/// The words in the seed's `status` column.
+pub(crate) fn status_word(outcome: Outcome) -> &'static str {
+    if outcome == Outcome::Success { "success" } else { "error" }
+}
+
+/// Rows as what they mean.
+pub(crate) fn all<Row, T: TryFrom<Row, Error = Error>>(rows: Vec<Row>) -> Result<Vec<T>, Error> {
+    rows.into_iter().map(T::try_from).collect()
+}

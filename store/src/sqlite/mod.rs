@@ -1,0 +1,178 @@
+//! The store on SQLite: one file, one connection that writes, and several that read beside it.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use common::digest::Digest;
+use common::ids::{DeploymentId, FunctionId, UserId};
+use common::invocation::Record;
+use sqlx::migrate::Migrator;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{ConnectOptions as _, Connection as _, SqlitePool, SqliteTransaction};
+
+use crate::{
+    Error, Function, LogLine, NewDeployment, NewUser, PendingDeployment, RecordQuery, RecordSink, RefreshToken,
+    Rotation, Store, StoreArgs, User,
+};
+
+mod deployments;
+mod functions;
+mod logs;
+mod records;
+mod tokens;
+mod users;
+
+static MIGRATIONS: Migrator = sqlx::migrate!("../migrations/sqlite");
+
+/// The file's name under the data directory.
+const FILE: &str = "dartcloud.db";
+
+/// Longest wait for another process that writes.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// All tables, in one file.
+struct Sqlite {
+    /// A single connection: writers queue for it, in order, instead of trying for SQLite's lock.
+    writer: SqlitePool,
+    readers: SqlitePool,
+}
+
+/// Opens or makes the file and brings its schema up to date.
+pub(crate) async fn open(data_dir: &Path, settings: &StoreArgs) -> Result<Arc<dyn Store>, Error> {
+    let unusable = |error| {
+        Error::Settings(format!(
+            "cannot keep a database in {}: {error}; set DATA_DIR to a directory that can be written",
+            data_dir.display()
+        ))
+    };
+    tokio::fs::create_dir_all(data_dir).await.map_err(unusable)?;
+    // Password hashes and results are in it: made by us, it is its owner's alone, and so are the files that
+    // SQLite keeps beside it.
+    let mut file = tokio::fs::OpenOptions::new();
+    file.write(true).create(true).truncate(false).mode(0o600);
+    file.open(data_dir.join(FILE)).await.map_err(unusable)?;
+    let options = SqliteConnectOptions::new()
+        .filename(data_dir.join(FILE))
+        .create_if_missing(true)
+        .journal_mode(SqliteJournalMode::Wal)
+        // What was acknowledged survives a power cut.
+        .synchronous(SqliteSynchronous::Full)
+        .foreign_keys(true)
+        .busy_timeout(BUSY_TIMEOUT);
+    migrate(&options).await?;
+    let pool =
+        |connections| SqlitePoolOptions::new().max_connections(connections).acquire_timeout(settings.acquire_timeout());
+    Ok(Arc::new(Sqlite {
+        writer: pool(1).connect_lazy_with(options.clone()),
+        readers: pool(settings.database_pool_size).connect_lazy_with(options.pragma("query_only", "on")),
+    }))
+}
+
+/// In one transaction that holds the write lock from its beginning, so that of several processes that start at
+/// once one migrates and the others find it done.
+async fn migrate(options: &SqliteConnectOptions) -> Result<(), Error> {
+    let mut connection = options.connect().await?;
+    let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
+    MIGRATIONS.run_direct(None, &mut *tx, false).await?;
+    tx.commit().await?;
+    Ok(connection.close().await?)
+}
+
+/// A transaction that writes. It takes the lock at once: one that reads first could not wait for it later.
+async fn begin(writer: &SqlitePool) -> Result<SqliteTransaction<'static>, Error> {
+    Ok(writer.begin_with("BEGIN IMMEDIATE").await?)
+}
+
+#[async_trait]
+impl RecordSink for Sqlite {
+    async fn insert_records(&self, records: &[Record]) -> Result<(), Error> {
+        records::insert(&self.writer, records).await
+    }
+}
+
+#[async_trait]
+impl Store for Sqlite {
+    async fn ping(&self) -> Result<(), Error> {
+        Ok(sqlx::query("SELECT 1").execute(&self.readers).await.map(drop)?)
+    }
+
+    async fn create_user(&self, user: NewUser) -> Result<User, Error> {
+        users::create(&self.writer, user).await
+    }
+
+    async fn user_by_email(&self, email: &str) -> Result<Option<User>, Error> {
+        users::by_email(&self.readers, email).await
+    }
+
+    async fn has_users(&self) -> Result<bool, Error> {
+        users::any(&self.readers).await
+    }
+
+    async fn user(&self, id: UserId) -> Result<Option<User>, Error> {
+        users::by_id(&self.readers, id).await
+    }
+
+    async fn add_refresh_token(&self, token: RefreshToken) -> Result<(), Error> {
+        tokens::add(&self.writer, token).await
+    }
+
+    async fn rotate_refresh_token(
+        &self,
+        old: Digest,
+        new_hash: Digest,
+        expires_at: DateTime<Utc>,
+    ) -> Result<Rotation, Error> {
+        tokens::rotate(&self.writer, old, new_hash, expires_at).await
+    }
+
+    async fn revoke_refresh_token(&self, hash: Digest) -> Result<(), Error> {
+        tokens::revoke(&self.writer, hash).await
+    }
+
+    async fn purge_refresh_tokens(&self) -> Result<u64, Error> {
+        tokens::purge(&self.writer).await
+    }
+
+    async fn create_deployment(&self, new: NewDeployment) -> Result<PendingDeployment, Error> {
+        deployments::create(&self.writer, new).await
+    }
+
+    async fn activate_deployment(&self, id: DeploymentId, build_ms: u64) -> Result<Function, Error> {
+        deployments::activate(&self.writer, id, build_ms).await
+    }
+
+    async fn fail_deployment(&self, id: DeploymentId, reason: &str) -> Result<(), Error> {
+        deployments::fail(&self.writer, id, reason).await
+    }
+
+    async fn fail_unfinished_deployments(&self) -> Result<u64, Error> {
+        deployments::fail_unfinished(&self.writer).await
+    }
+
+    async fn append_log(&self, deployment: DeploymentId, lines: &[LogLine]) -> Result<(), Error> {
+        logs::append(&self.writer, deployment, lines).await
+    }
+
+    async fn serving(&self) -> Result<Vec<Function>, Error> {
+        functions::serving(&self.readers).await
+    }
+
+    async fn function(&self, owner: UserId, key: &str) -> Result<Option<Function>, Error> {
+        functions::find(&self.readers, owner, key).await
+    }
+
+    async fn functions(&self, owner: UserId, limit: u32, after: Option<&str>) -> Result<Vec<Function>, Error> {
+        functions::list(&self.readers, owner, limit, after).await
+    }
+
+    async fn delete_function(&self, owner: UserId, function: FunctionId) -> Result<(), Error> {
+        functions::delete(&self.writer, owner, function).await
+    }
+
+    async fn records(&self, query: RecordQuery) -> Result<Vec<Record>, Error> {
+        records::list(&self.readers, query).await
+    }
+}

@@ -1,0 +1,81 @@
+//! `function_invocations`: batches in, pages out.
+
+use common::invocation::Record;
+use sqlx::{QueryBuilder, Sqlite, SqlitePool};
+use uuid::Uuid;
+
+use super::begin;
+use crate::rows::{RECORDS, RecordRow, all, bigint, integer, status_word, timestamp};
+use crate::text::{storable, storable_json};
+use crate::{Error, RecordQuery};
+
+/// Rows of one statement: with 14 parameters each, far below SQLite's limit of 32,766 parameters.
+const CHUNK: usize = 500;
+
+pub(super) async fn insert(writer: &SqlitePool, records: &[Record]) -> Result<(), Error> {
+    let mut tx = begin(writer).await?;
+    for chunk in records.chunks(CHUNK) {
+        // A full chunk's statement is prepared once; what is left over is of any length, and not worth keeping.
+        insertion(chunk).build().persistent(chunk.len() == CHUNK).execute(&mut *tx).await?;
+    }
+    Ok(tx.commit().await?)
+}
+
+fn insertion(records: &[Record]) -> QueryBuilder<Sqlite> {
+    let mut insertion = QueryBuilder::new(
+        "WITH r (id, function_id, status, duration_ms, error, logs, request_info, result, created_at,
+           deployment_id, node_id, outcome, cold, peak_memory_bytes) AS (",
+    );
+    insertion.push_values(records, |mut row, record| {
+        row.push_bind(record.id.uuid())
+            .push_bind(record.function.uuid())
+            .push_bind(status_word(record.outcome))
+            .push_bind(integer(record.duration_ms))
+            .push_bind(record.error.as_deref().map(|text| storable(text).into_owned()))
+            .push_bind(storable_json(&record.logs))
+            .push_bind(storable_json(&record.request_info))
+            .push_bind(record.result.as_deref().map(|text| storable(text).into_owned()))
+            .push_bind(timestamp(record.created_at))
+            .push_bind(record.deployment.uuid())
+            .push_bind(record.node.uuid())
+            .push_bind(record.outcome.word())
+            .push_bind(record.cold)
+            .push_bind(bigint(record.peak_memory_bytes));
+    });
+    // `WHERE TRUE` keeps SQLite from reading the `ON` of the conflict as that of the join.
+    insertion.push(
+        ")
+         INSERT INTO function_invocations (id, function_id, status, duration_ms, error, logs, request_info, result,
+           success, created_at, deployment_id, node_id, outcome, cold, peak_memory_bytes)
+         SELECT r.id, r.function_id, r.status, r.duration_ms, r.error, r.logs, r.request_info, r.result,
+           r.status = 'success', r.created_at, r.deployment_id, r.node_id, r.outcome, r.cold, r.peak_memory_bytes
+         FROM r JOIN functions f ON f.id = r.function_id
+         WHERE TRUE
+         ON CONFLICT (id) DO NOTHING",
+    );
+    insertion
+}
+
+pub(super) async fn list(readers: &SqlitePool, query: RecordQuery) -> Result<Vec<Record>, Error> {
+    let rows: Vec<RecordRow> = sqlx::query_as(RECORDS)
+        .bind(query.function.uuid())
+        .bind(query.owner.uuid())
+        .bind(query.before.map_or(Uuid::max(), |id| id.uuid()))
+        .bind(query.success.unwrap_or(true))
+        .bind(!query.success.unwrap_or(false))
+        .bind(i64::from(query.limit))
+        .fetch_all(readers)
+        .await?;
+    if rows.is_empty() {
+        // Nothing to show, or not his to see?
+        let his: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM functions WHERE id = $1 AND owner_id = $2)")
+            .bind(query.function.uuid())
+            .bind(query.owner.uuid())
+            .fetch_one(readers)
+            .await?;
+        if !his {
+            return Err(Error::NotFound);
+        }
+    }
+    all(rows)
+}

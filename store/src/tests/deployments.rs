@@ -1,0 +1,125 @@
+//! Versions: their numbers, their order, and which one serves.
+
+use std::collections::BTreeSet;
+
+use common::function::Status;
+use common::ids::DeploymentId;
+
+use super::bench::{Bench, new_deployment};
+use super::on_both;
+use crate::{Error, LogLine};
+
+on_both!(
+    versions_count_up_and_the_newest_serves,
+    deploys_at_once_get_different_versions,
+    an_older_version_that_is_ready_later_does_not_serve,
+    a_failed_build_leaves_the_old_one_serving,
+    a_crash_leaves_failed_versions_behind,
+    a_deleted_functions_build_is_not_found,
+    log_lines_keep_their_order,
+);
+
+async fn versions_count_up_and_the_newest_serves(bench: &Bench) {
+    let ada = bench.user("ada@example.org").await;
+    let first = bench.store.create_deployment(new_deployment(ada.id, "hello")).await.unwrap();
+    assert!(first.is_first);
+    assert_eq!(first.spec.version, 1);
+    let building = bench.store.function(ada.id, "hello").await.unwrap().unwrap();
+    assert_eq!((building.status, building.active), (Status::Building, None));
+    assert!(bench.store.serving().await.unwrap().is_empty());
+
+    let active = bench.store.activate_deployment(first.spec.deployment, 42).await.unwrap();
+    assert_eq!(active.status, Status::Active);
+    assert_eq!(active.active.as_ref().unwrap().spec, first.spec);
+
+    let second = bench.store.create_deployment(new_deployment(ada.id, "hello")).await.unwrap();
+    assert!(!second.is_first);
+    assert_eq!((second.spec.version, second.spec.function), (2, first.spec.function));
+    let meanwhile = bench.store.function(ada.id, "hello").await.unwrap().unwrap();
+    assert_eq!((meanwhile.status, meanwhile.active), (Status::Active, active.active));
+    let active = bench.store.activate_deployment(second.spec.deployment, 1).await.unwrap();
+    assert_eq!(active.active.as_ref().unwrap().spec, second.spec);
+    assert!(active.updated_at >= active.created_at);
+    assert_eq!(bench.store.serving().await.unwrap(), [active]);
+}
+
+async fn deploys_at_once_get_different_versions(bench: &Bench) {
+    let ada = bench.user("ada@example.org").await;
+    let deploys = (0..10).map(|_| bench.store.create_deployment(new_deployment(ada.id, "hello")));
+    let pending = futures_util::future::try_join_all(deploys).await.unwrap();
+    let versions: BTreeSet<_> = pending.iter().map(|pending| pending.spec.version).collect();
+    assert_eq!(versions, (1..=10).collect());
+    assert_eq!(pending.iter().filter(|pending| pending.is_first).count(), 1);
+    let activations = pending.iter().map(|pending| bench.store.activate_deployment(pending.spec.deployment, 1));
+    futures_util::future::try_join_all(activations).await.unwrap();
+    let function = bench.store.function(ada.id, "hello").await.unwrap().unwrap();
+    assert_eq!(function.active.unwrap().spec.version, 10);
+}
+
+async fn an_older_version_that_is_ready_later_does_not_serve(bench: &Bench) {
+    let ada = bench.user("ada@example.org").await;
+    let slow = bench.store.create_deployment(new_deployment(ada.id, "hello")).await.unwrap();
+    let fast = bench.store.create_deployment(new_deployment(ada.id, "hello")).await.unwrap();
+    bench.store.activate_deployment(fast.spec.deployment, 1).await.unwrap();
+    let function = bench.store.activate_deployment(slow.spec.deployment, 1).await.unwrap();
+    assert_eq!(function.active.unwrap().spec, fast.spec);
+    bench.store.activate_deployment(fast.spec.deployment, 1).await.unwrap();
+}
+
+async fn a_failed_build_leaves_the_old_one_serving(bench: &Bench) {
+    let ada = bench.user("ada@example.org").await;
+    let first = bench.store.create_deployment(new_deployment(ada.id, "hello")).await.unwrap();
+    bench.store.fail_deployment(first.spec.deployment, "exit code 1\0").await.unwrap();
+    let failed = bench.store.function(ada.id, "hello").await.unwrap().unwrap();
+    assert_eq!((failed.status, failed.active), (Status::Failed, None));
+
+    let good = bench.store.create_deployment(new_deployment(ada.id, "hello")).await.unwrap();
+    let building = bench.store.function(ada.id, "hello").await.unwrap().unwrap();
+    assert_eq!(building.status, Status::Building);
+    let good = bench.store.activate_deployment(good.spec.deployment, 1).await.unwrap();
+    let bad = bench.store.create_deployment(new_deployment(ada.id, "hello")).await.unwrap();
+    bench.store.fail_deployment(bad.spec.deployment, "exit code 1").await.unwrap();
+    let function = bench.store.function(ada.id, "hello").await.unwrap().unwrap();
+    assert_eq!((function.status, function.active), (Status::Active, good.active));
+    bench.store.fail_deployment(DeploymentId::new(), "gone").await.unwrap();
+}
+
+async fn a_crash_leaves_failed_versions_behind(bench: &Bench) {
+    let ada = bench.user("ada@example.org").await;
+    let serving = bench.serving(ada.id, "serving").await;
+    for name in ["serving", "new"] {
+        bench.store.create_deployment(new_deployment(ada.id, name)).await.unwrap();
+    }
+    assert_eq!(bench.store.fail_unfinished_deployments().await.unwrap(), 2);
+    assert_eq!(bench.store.fail_unfinished_deployments().await.unwrap(), 0);
+    assert_eq!(bench.store.serving().await.unwrap(), [serving]);
+    let new = bench.store.function(ada.id, "new").await.unwrap().unwrap();
+    assert_eq!(new.status, Status::Failed);
+}
+
+async fn a_deleted_functions_build_is_not_found(bench: &Bench) {
+    let ada = bench.user("ada@example.org").await;
+    let pending = bench.store.create_deployment(new_deployment(ada.id, "hello")).await.unwrap();
+    bench.store.delete_function(ada.id, pending.spec.function).await.unwrap();
+    let activated = bench.store.activate_deployment(pending.spec.deployment, 1).await;
+    assert!(matches!(activated, Err(Error::NotFound)), "{activated:?}");
+    bench.store.fail_deployment(pending.spec.deployment, "too late").await.unwrap();
+    let line = LogLine { source: "deploy", message: "too late".to_owned() };
+    bench.store.append_log(pending.spec.deployment, &[line]).await.unwrap();
+    let again = bench.store.create_deployment(new_deployment(ada.id, "hello")).await.unwrap();
+    assert!(again.is_first);
+    assert_ne!(again.spec.function, pending.spec.function);
+}
+
+async fn log_lines_keep_their_order(bench: &Bench) {
+    let ada = bench.user("ada@example.org").await;
+    let deployment = bench.serving(ada.id, "hello").await.active.unwrap().spec.deployment;
+    let line = |n: usize| LogLine { source: "build", message: format!("line\0 {n:03}") };
+    bench.store.append_log(deployment, &(0..100).map(line).collect::<Vec<_>>()).await.unwrap();
+    bench.store.append_log(deployment, &(100..150).map(line).collect::<Vec<_>>()).await.unwrap();
+    bench.store.append_log(deployment, &[]).await.unwrap();
+    let in_order =
+        "SELECT COUNT(*) FROM (SELECT message, LAG(message) OVER (ORDER BY id) AS before FROM function_logs) l
+        WHERE before IS NULL OR before < message";
+    assert_eq!(bench.number(in_order).await, 150);
+}

@@ -1,0 +1,60 @@
+//! `dartcloud` as a person uses it.
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use anyhow::{Result, ensure};
+
+use crate::platform::{Form, Platform, program};
+
+fn dartcloud(data_dir: &Path, folder: &Path, arguments: &[&str]) -> Result<Output> {
+    let mut command = Command::new(program("dartcloud"));
+    command.args(arguments).current_dir(folder).env("DATA_DIR", data_dir).env("XDG_CONFIG_HOME", folder);
+    Ok(command.output()?)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn from_new_to_delete() -> Result<()> {
+    let platform = Platform::start(Form::Dev, &[]).await?;
+    let folder = tempfile::tempdir()?;
+    let run = |arguments: &[&str]| -> Result<String> {
+        let output = dartcloud(platform.data_dir(), folder.path(), arguments)?;
+        let (out, err) = (String::from_utf8(output.stdout)?, String::from_utf8_lossy(&output.stderr).into_owned());
+        ensure!(output.status.success(), "{arguments:?} failed:\n{out}\n{err}");
+        Ok(out)
+    };
+    for runtime in ["python", "node", "native", "dart"] {
+        run(&["new", runtime, "--runtime", runtime])?;
+        ensure!(run(&["deploy", runtime])?.contains(&format!("/{runtime}")), "no URL");
+        let answer = run(&["invoke", runtime, "--body", r#"{"name": "Ada"}"#])?;
+        ensure!(answer.contains("Hello, Ada!"), "{runtime}: {answer}");
+    }
+    ensure!(run(&["list"])?.contains("python"), "not listed");
+    ensure!(run(&["deploy", "python"])?.contains('2'), "no second version");
+    ensure!(!run(&["logs", "node"])?.is_empty(), "no logs");
+    run(&["delete", "native", "--yes"])?;
+    ensure!(!run(&["list"])?.contains("native"), "still listed");
+    let gone = dartcloud(platform.data_dir(), folder.path(), &["invoke", "native"])?;
+    ensure!(!gone.status.success() && String::from_utf8_lossy(&gone.stderr).contains("not_found"), "{gone:?}");
+    Ok(())
+}
+
+#[test]
+fn dev_checks_before_it_starts() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let taken = TcpListener::bind("127.0.0.1:0")?;
+    let port = taken.local_addr()?.port().to_string();
+    let check = |settings: &[(&str, &str)], sentence: &str| -> Result<()> {
+        let mut command = Command::new(program("dartcloud"));
+        command.arg("dev").env("DATA_DIR", folder.path()).env("OPS_ADDR", "127.0.0.1:0").envs(settings.iter().copied());
+        let output = command.output()?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(!output.status.success() && said.contains(sentence), "{:?}: {said}", output.status);
+        Ok(())
+    };
+    check(&[("PORT", &port)], "PORT")?;
+    check(&[("PORT", "0"), ("DOCKER_HOST", "unix:///nowhere/docker.sock")], "Docker")?;
+    check(&[("PORT", "not-a-port")], "PORT")?;
+    Ok(())
+}

@@ -1,0 +1,257 @@
+//! A running platform: the real programs on free ports and a data directory of their own.
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use tempfile::TempDir;
+
+use crate::client::Client;
+
+/// How long a program may take to become ready, or to end.
+const START_DEADLINE: Duration = Duration::from_secs(90);
+
+/// The programs that were built for this run; `script/test` says where.
+pub(crate) fn program(name: &str) -> PathBuf {
+    let directory = std::env::var_os("DARTCLOUD_BIN_DIR")
+        .expect("DARTCLOUD_BIN_DIR is not set: run the suite by `script/test e2e`, which builds the programs");
+    Path::new(&directory).join(name)
+}
+
+/// Which programs make a platform.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// `dartcloud dev`: everything in one process.
+    Dev,
+    /// `dartcloud-gateway` and `dartcloud-node-agent` over a Unix socket.
+    TwoProcesses,
+}
+
+/// A platform that runs until it is dropped.
+pub(crate) struct Platform {
+    form: Form,
+    port: u16,
+    ops_ports: [u16; 2],
+    settings: Vec<(String, String)>,
+    running: Vec<Program>,
+    data_dir: TempDir,
+}
+
+impl Platform {
+    /// Starts one with these settings over the suite's own.
+    pub(crate) async fn start(form: Form, settings: &[(&str, &str)]) -> Result<Self> {
+        let [port, ops, agent_ops] = free_ports()?;
+        let mut platform = Self {
+            form,
+            port,
+            ops_ports: [ops, agent_ops],
+            settings: settings.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect(),
+            running: Vec::new(),
+            data_dir: tempfile::Builder::new().prefix("dc-").tempdir()?,
+        };
+        platform.launch().await?;
+        Ok(platform)
+    }
+
+    /// Starts the programs again, on the same data and ports.
+    pub(crate) async fn launch(&mut self) -> Result<()> {
+        ensure!(self.running.is_empty(), "it runs already");
+        let programs: &[(&str, &[&str])] = match self.form {
+            Form::Dev => &[("dartcloud", &["dev"])],
+            Form::TwoProcesses => &[("dartcloud-gateway", &[]), ("dartcloud-node-agent", &[])],
+        };
+        for (index, (name, arguments)) in programs.iter().enumerate() {
+            let log = self.data_dir.path().join(format!("{name}.log"));
+            let mut command = Command::new("setpriv");
+            // The suite's end, however it comes, ends the programs as well.
+            command.args(["--pdeathsig", "TERM"]).arg(program(name)).args(*arguments);
+            command
+                .env("PORT", self.port.to_string())
+                .env("OPS_ADDR", format!("127.0.0.1:{}", self.ops_ports[index]))
+                .env("DATA_DIR", self.data_dir.path())
+                .env("RUST_LOG", "info")
+                .env("SANDBOX_MEMORY_MB", "4096")
+                .env("RATE_LIMIT_LOGIN", "100000")
+                .env("RATE_LIMIT_PER_CLIENT", "100000");
+            if self.form == Form::TwoProcesses {
+                command.env("JWT_SECRET", JWT_SECRET);
+            }
+            for (name, value) in &self.settings {
+                command.env(name, value);
+            }
+            self.running.push(Program::spawn(command, &log)?);
+        }
+        self.wait_ready().await
+    }
+
+    async fn wait_ready(&mut self) -> Result<()> {
+        let url = format!("{}/api/health/ready", self.url());
+        let data_dir = self.data_dir.path().to_owned();
+        let running = &mut self.running;
+        until("the platform is ready", START_DEADLINE, async || {
+            for program in running.iter_mut() {
+                if let Some(status) = program.child.try_wait()? {
+                    bail!("a program ended with {status} before it was ready");
+                }
+            }
+            let ready = reqwest::get(&url).await.is_ok_and(|response| response.status().is_success());
+            Ok(ready.then_some(()))
+        })
+        .await
+        .with_context(|| log_of(&data_dir))
+    }
+
+    /// A client that has registered as a fresh user.
+    pub(crate) async fn user(&self) -> Result<Client> {
+        Client::register(&self.url()).await
+    }
+
+    /// The public listener.
+    pub(crate) fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// The public listener's port.
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// What the ops listener of the first program says of its metrics.
+    pub(crate) async fn metrics(&self) -> Result<String> {
+        Ok(reqwest::get(format!("http://127.0.0.1:{}/metrics", self.ops_ports[0])).await?.text().await?)
+    }
+
+    /// Where everything of it lies.
+    pub(crate) fn data_dir(&self) -> &Path {
+        self.data_dir.path()
+    }
+
+    /// The agent's node id, which its containers bear as a label.
+    pub(crate) fn node(&self) -> Result<String> {
+        Ok(std::fs::read_to_string(self.data_dir.path().join("node-id"))?.trim().to_owned())
+    }
+
+    /// The containers that bear this node's label, running or not.
+    pub(crate) fn containers(&self) -> Result<Vec<String>> {
+        let label = format!("label=dartcloud.node={}", self.node()?);
+        let output = Command::new("docker").args(["ps", "-aq", "--no-trunc", "--filter", &label]).output()?;
+        ensure!(output.status.success(), "docker ps: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(String::from_utf8(output.stdout)?.lines().map(str::to_owned).collect())
+    }
+
+    /// Ends every program at once, as a power cut would.
+    pub(crate) fn kill(&mut self) -> Result<()> {
+        for mut program in self.running.drain(..) {
+            program.child.kill()?;
+            program.child.wait()?;
+        }
+        Ok(())
+    }
+
+    /// Asks every program to end, the agent after the gateway, and waits.
+    pub(crate) async fn stop(&mut self) -> Result<()> {
+        for mut program in std::mem::take(&mut self.running) {
+            program.terminate()?;
+            let status = until("a program ends", START_DEADLINE, async || Ok(program.child.try_wait()?)).await;
+            let status = status.with_context(|| self.log())?;
+            ensure!(status.success(), "ended with {status}:\n{}", self.log());
+        }
+        Ok(())
+    }
+
+    /// What the programs logged, for failures; the last 64 KiB of each.
+    pub(crate) fn log(&self) -> String {
+        log_of(self.data_dir.path())
+    }
+}
+
+fn log_of(data_dir: &Path) -> String {
+    let mut text = String::new();
+    for name in ["dartcloud", "dartcloud-gateway", "dartcloud-node-agent"] {
+        let log = std::fs::read(data_dir.join(format!("{name}.log"))).unwrap_or_default();
+        text.push_str(&String::from_utf8_lossy(&log[log.len().saturating_sub(64 * 1024)..]));
+    }
+    text
+}
+
+/// Looks at a condition until it holds; the error after `limit` says which.
+pub(crate) async fn until<T>(
+    what: &str,
+    limit: Duration,
+    mut probe: impl AsyncFnMut() -> Result<Option<T>>,
+) -> Result<T> {
+    let deadline = Instant::now() + limit;
+    loop {
+        if let Some(value) = probe().await? {
+            return Ok(value);
+        }
+        ensure!(Instant::now() < deadline, "not within {limit:?}: {what}");
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+impl Drop for Platform {
+    fn drop(&mut self) {
+        for program in &mut self.running {
+            // A platform that is dropped was not asked about its end; its containers are removed with it.
+            let _ = program.terminate();
+        }
+        for program in &mut self.running {
+            let deadline = Instant::now() + Duration::from_secs(30);
+            while matches!(program.child.try_wait(), Ok(None)) && Instant::now() < deadline {
+                std::thread::sleep(POLL);
+            }
+            let _ = program.child.kill();
+            let _ = program.child.wait();
+        }
+    }
+}
+
+/// How often a condition is looked at.
+const POLL: Duration = Duration::from_millis(20);
+
+/// The secret of platforms whose programs do not make their own.
+pub(crate) const JWT_SECRET: &str = "the-suite-signs-its-tokens-with-this-one-0123456789";
+
+struct Program {
+    child: Child,
+}
+
+impl Program {
+    /// Spawns from a thread that lives as long as the suite: the parent-death signal belongs to the thread.
+    fn spawn(mut command: Command, log: &Path) -> Result<Self> {
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(log)?;
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        let (send, receive) = mpsc::channel();
+        std::thread::spawn(move || {
+            let _ = send.send(command.spawn());
+            loop {
+                std::thread::park();
+            }
+        });
+        Ok(Self { child: receive.recv()?.context("cannot start a program of the platform")? })
+    }
+
+    fn terminate(&mut self) -> Result<()> {
+        if self.child.try_wait()?.is_none() {
+            let killed = Command::new("kill").arg(self.child.id().to_string()).status()?;
+            ensure!(killed.success(), "kill failed");
+        }
+        Ok(())
+    }
+}
+
+/// Three ports that nobody listens on now.
+fn free_ports<const N: usize>() -> Result<[u16; N]> {
+    let mut listeners = Vec::new();
+    let mut ports = [0; N];
+    for port in &mut ports {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        *port = listener.local_addr()?.port();
+        listeners.push(listener);
+    }
+    Ok(ports)
+}
