@@ -3,6 +3,8 @@
 //! It looks at what could go wrong before it starts anything, makes its secrets and the operator's account once, says
 //! where everything is, and is quiet after that.
 
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -40,7 +42,12 @@ pub(crate) struct Args {
 pub(crate) fn run(mut args: Args) -> Result<()> {
     common::telemetry::init("warn");
     preflight::check(&args)?;
-    account::ensure_jwt_secret(&args.shared.place.data_dir, &mut args.gateway)?;
+    let data_dir = &args.shared.place.data_dir;
+    account::ensure_jwt_secret(data_dir, &mut args.gateway)?;
+    let url = format!("http://localhost:{}", args.gateway.listen.port);
+    let (founder, account) = account::ensure_operator(data_dir, url.clone())?;
+    let greeting = Greeting { url, account, email: founder.email.clone() };
+    args.gateway.founder = Some(founder);
 
     let life = Life::default();
     let (gateway, shared, store) = (args.gateway.clone(), args.shared.clone(), args.store.clone());
@@ -52,7 +59,7 @@ pub(crate) fn run(mut args: Args) -> Result<()> {
                 .enable_all()
                 .build()
                 .map_err(anyhow::Error::from)
-                .and_then(|runtime| runtime.block_on(beside_the_gateway(args, &life)));
+                .and_then(|runtime| runtime.block_on(beside_the_gateway(args, &life, greeting)));
             // Without an agent a gateway serves nobody.
             life.stop.cancel();
             result
@@ -76,9 +83,16 @@ struct Life {
     stop_agent: CancellationToken,
 }
 
+/// What a person needs to know of the operator's account.
+struct Greeting {
+    url: String,
+    email: String,
+    /// The file that holds the password.
+    account: PathBuf,
+}
+
 /// The agent, the ops listener, the signals and the greeting.
-async fn beside_the_gateway(args: Args, life: &Life) -> Result<()> {
-    let url = format!("http://localhost:{}", args.gateway.listen.port);
+async fn beside_the_gateway(args: Args, life: &Life, greeting: Greeting) -> Result<()> {
     let data_dir = args.shared.place.data_dir.clone();
     let ops_addr = args.shared.place.ops_addr;
     let ops = TcpListener::bind(ops_addr).await.with_context(|| format!("cannot listen on OPS_ADDR {ops_addr}"))?;
@@ -92,7 +106,7 @@ async fn beside_the_gateway(args: Args, life: &Life) -> Result<()> {
     );
     let ops = common::ops::serve(ops, life.registry.clone(), life.gateway.clone(), life.stop_agent.clone());
     let greeting = async {
-        let greeted = greet(&url, &data_dir, ops_addr, life).await;
+        let greeted = greet(&greeting, &data_dir, ops_addr, life).await;
         if greeted.is_err() {
             life.stop.cancel();
         }
@@ -119,7 +133,7 @@ async fn beside_the_gateway(args: Args, life: &Life) -> Result<()> {
 }
 
 /// Waits until everything is ready, then says what a person needs to know next.
-async fn greet(url: &str, data_dir: &std::path::Path, ops_addr: std::net::SocketAddr, life: &Life) -> Result<()> {
+async fn greet(greeting: &Greeting, data_dir: &Path, ops_addr: SocketAddr, life: &Life) -> Result<()> {
     let started = Instant::now();
     let mut said = false;
     while !(life.agent.get() && life.gateway.get()) {
@@ -135,7 +149,7 @@ async fn greet(url: &str, data_dir: &std::path::Path, ops_addr: std::net::Socket
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    let (email, password_file) = account::ensure_operator(url, data_dir).await?;
+    let Greeting { url, email, account } = greeting;
     output::line(format_args!(
         "Dart Cloud is ready.\n\n\
          \x20 API and functions  {url}\n\
@@ -149,7 +163,7 @@ async fn greet(url: &str, data_dir: &std::path::Path, ops_addr: std::net::Socket
          \x20 dartcloud invoke hello --body '{{\"name\": \"Ada\"}}'\n\n\
          Ctrl-C stops it; what was deployed is there again at the next start.",
         data_dir.display(),
-        password_file.display(),
+        account.display(),
     ))?;
     Ok(())
 }

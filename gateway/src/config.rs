@@ -36,6 +36,25 @@ pub struct Settings {
     /// Where archives and builds lie; default: `functions` under the data directory.
     #[arg(long, env = "FUNCTIONS_DIR")]
     pub functions_dir: Option<PathBuf>,
+    /// The operator, if there is nobody yet. No setting: `dartcloud dev` makes one.
+    #[arg(skip)]
+    pub founder: Option<Founder>,
+}
+
+/// The first user, whose account is made before the public listener takes anybody: else whoever is quick becomes the
+/// operator.
+#[derive(Clone)]
+pub struct Founder {
+    /// The e-mail address.
+    pub email: String,
+    /// The password.
+    pub password: String,
+}
+
+impl std::fmt::Debug for Founder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Founder").field("email", &self.email).finish_non_exhaustive()
+    }
 }
 
 impl Settings {

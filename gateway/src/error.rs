@@ -46,6 +46,9 @@ pub enum StartError {
     /// The control API's own threads.
     #[error("the control API cannot start")]
     Control(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The first user's account.
+    #[error("the operator's account cannot be made: {0}")]
+    Founder(String),
     /// Two gateways on one registry.
     #[error("the metrics are registered already")]
     Metrics(#[from] prometheus::Error),

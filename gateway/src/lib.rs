@@ -28,7 +28,7 @@ mod metrics;
 #[cfg(test)]
 mod tests;
 
-pub use config::{JwtArgs, Settings};
+pub use config::{Founder, JwtArgs, Settings};
 pub use control::config::{ControlArgs, PublicUrl, Registration};
 pub use edge::limits::LimitArgs;
 pub use edge::listener::ListenArgs;
@@ -128,6 +128,10 @@ impl Gateway {
             .map_err(|error| StartError::Control(error.into()))?;
         let link = control.block_on(async {
             control::housekeeping::recover(&state).await?;
+            if let Some(founder) = &settings.founder {
+                let founded = control::auth::found(&state, founder).await;
+                founded.map_err(|failure| StartError::Founder(failure.message().to_owned()))?;
+            }
             // Before the link opens: a node that registers is told what nobody wants.
             routes.reload(&*store).await?;
             Ok::<_, StartError>(Link::bind(&place.link_socket())?)

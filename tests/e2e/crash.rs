@@ -75,8 +75,9 @@ async fn a_stop_answers_what_is_in_flight() -> Result<()> {
         let node = platform.node()?;
         let started = async || {
             let metrics = platform.metrics().await?;
-            let busy =
-                metrics.lines().any(|line| line.starts_with("dartcloud_gateway_in_flight") && line.ends_with(" 1"));
+            let busy = metrics
+                .lines()
+                .any(|line| line.starts_with("dartcloud_gateway_requests_in_flight") && line.ends_with(" 1"));
             Ok(busy.then_some(()))
         };
         until("the call is in flight", Duration::from_secs(20), started).await?;

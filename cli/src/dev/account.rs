@@ -2,22 +2,16 @@
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result};
 use common::base64;
+use gateway::Founder;
 use rand::Rng as _;
-use reqwest::StatusCode;
-use serde::Deserialize;
-use serde_json::json;
 
 use crate::credentials::{self, Credentials};
 
 /// The account that the first start registers, and so the operator's.
 const EMAIL: &str = "operator@localhost";
-
-/// How long an answer of our own gateway may take.
-const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Uses the secret that was set, else the one that an earlier start made, else a fresh one.
 pub(super) fn ensure_jwt_secret(data_dir: &Path, gateway: &mut gateway::Settings) -> Result<()> {
@@ -37,70 +31,23 @@ pub(super) fn ensure_jwt_secret(data_dir: &Path, gateway: &mut gateway::Settings
     Ok(())
 }
 
-/// Registers the operator at the first start, and refreshes the tokens that the command line finds at every start.
-/// Returns his e-mail and where his password lies.
-pub(super) async fn ensure_operator(url: &str, data_dir: &Path) -> Result<(String, PathBuf)> {
+/// The operator's account: the one that an earlier start wrote down, else a fresh one. The gateway makes it before
+/// anybody can register, and the command line logs in with it. Also returns where it is written.
+pub(super) fn ensure_operator(data_dir: &Path, url: String) -> Result<(Founder, PathBuf)> {
     let path = data_dir.join(credentials::FILE);
-    let _lock = credentials::lock(&path).await?;
-    let http = reqwest::Client::builder().timeout(ANSWER_DEADLINE).build()?;
-    let mut operator = match credentials::load(&path)? {
-        Some(operator) => operator,
-        None => {
-            let operator = Credentials {
-                url: url.to_owned(),
-                email: EMAIL.to_owned(),
-                password: Some(random_text()),
-                access_token: None,
-                refresh_token: None,
-            };
-            // Written first: an account whose password nobody knows is worse than a file without an account.
-            credentials::save(&path, &operator)?;
-            operator
-        }
-    };
-    let tokens = match log_in(&http, url, &operator).await? {
-        Some(tokens) => tokens,
-        None => {
-            register(&http, url, &operator, &path).await?;
-            log_in(&http, url, &operator).await?.context("the operator's account was made and cannot log in")?
-        }
-    };
-    operator.url = url.to_owned();
-    operator.access_token = Some(tokens.access_token);
-    operator.refresh_token = Some(tokens.refresh_token);
+    let mut operator = credentials::load(&path)?.unwrap_or_else(|| Credentials {
+        url: String::new(),
+        email: EMAIL.to_owned(),
+        password: Some(random_text()),
+        access_token: None,
+        refresh_token: None,
+    });
+    operator.url = url;
     credentials::save(&path, &operator)?;
-    Ok((operator.email, path))
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Tokens {
-    access_token: String,
-    refresh_token: String,
-}
-
-/// `None` when there is no such account, or its password is another.
-async fn log_in(http: &reqwest::Client, url: &str, operator: &Credentials) -> Result<Option<Tokens>> {
-    let account = json!({"email": operator.email, "password": operator.password});
-    let response = http.post(format!("{url}/api/auth/login")).json(&account).send().await?;
-    match response.status() {
-        StatusCode::UNAUTHORIZED => Ok(None),
-        StatusCode::OK => Ok(Some(response.json().await?)),
-        status => bail!("the operator cannot log in: {status}: {}", response.text().await?),
-    }
-}
-
-async fn register(http: &reqwest::Client, url: &str, operator: &Credentials, path: &Path) -> Result<()> {
-    let account = json!({"email": operator.email, "password": operator.password});
-    let response = http.post(format!("{url}/api/auth/register")).json(&account).send().await?;
-    ensure!(
-        response.status() != StatusCode::CONFLICT,
-        "{} has an account, but its password is not the one in {}: put the right one there, or log in by another account",
-        operator.email,
-        path.display()
-    );
-    ensure!(response.status().is_success(), "the operator cannot be registered: {}", response.text().await?);
-    Ok(())
+    let password = operator.password.with_context(|| {
+        format!("{} holds no password: add the operator's as `password`, or remove the file", path.display())
+    })?;
+    Ok((Founder { email: operator.email, password }, path))
 }
 
 /// 48 random bytes, as text.

@@ -10,7 +10,7 @@ use common::ids::UserId;
 use common::names::Handle;
 use http::StatusCode;
 use serde_json::{Value, json};
-use store::{NewUser, Rotation};
+use store::{NewUser, Rotation, User};
 
 use super::State;
 use super::caller::Caller;
@@ -18,6 +18,7 @@ use super::config::Registration;
 use super::error::Failure;
 use super::request::Fields;
 use super::tokens::{self, FreshToken, TokenPair};
+use crate::config::Founder;
 
 /// Longest e-mail address, in bytes (RFC 5321, section 4.5.3.1.3, less its angle brackets).
 const MAX_EMAIL_BYTES: usize = 254;
@@ -44,15 +45,33 @@ pub(crate) async fn register(
     if state.store.user_by_email(&email).await?.is_some() {
         return Err(taken());
     }
+    match create(&state, email, password).await? {
+        Some(user) => {
+            let body = json!({"id": user.id, "email": user.email, "handle": user.handle});
+            Ok((StatusCode::CREATED, Json(body)))
+        }
+        None => Err(taken()),
+    }
+}
+
+/// Makes `founder`'s account, if there is nobody yet.
+pub(crate) async fn found(state: &State, founder: &Founder) -> Result<(), Failure> {
+    if !state.store.has_users().await? {
+        create(state, founder.email.clone(), founder.password.clone()).await?;
+    }
+    Ok(())
+}
+
+/// A new user; `None` when somebody has this e-mail.
+async fn create(state: &State, email: String, password: String) -> Result<Option<User>, Failure> {
     let password_hash = state.passwords.hash(password).await?;
     let new = NewUser { id: UserId::new(), handle: handle_of(&email), email, password_hash };
     match state.store.create_user(new).await {
         Ok(user) => {
             tracing::info!(user = %user.id, operator = user.operator, "registered");
-            let body = json!({"id": user.id, "email": user.email, "handle": user.handle});
-            Ok((StatusCode::CREATED, Json(body)))
+            Ok(Some(user))
         }
-        Err(store::Error::Taken) => Err(taken()),
+        Err(store::Error::Taken) => Ok(None),
         Err(error) => Err(error.into()),
     }
 }

@@ -19,7 +19,7 @@ use crate::edge::identity::Identity;
 use crate::edge::routes::Routes;
 use crate::fleet::Fleet;
 
-mod auth;
+pub(crate) mod auth;
 mod build_log;
 mod caller;
 pub(crate) mod config;

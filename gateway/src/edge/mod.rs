@@ -3,7 +3,6 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use common::error::{Code, PublicError};
 use common::function::Access;
@@ -17,7 +16,6 @@ use hyper::body::Incoming;
 use tokio_util::task::TaskTracker;
 
 use crate::fleet::Fleet;
-use crate::fleet::stock::NodeLink;
 use crate::metrics::{Kind, Metrics};
 
 pub(crate) mod body;
@@ -60,9 +58,6 @@ pub(crate) struct Edge {
     /// Set while the gateway stops: clients are asked to go elsewhere.
     pub(crate) draining: AtomicBool,
 }
-
-/// How long a call waits for a node when none is linked.
-const NODE_DEADLINE: Duration = Duration::from_secs(3);
 
 /// Who is at the other end of a connection.
 pub(crate) struct Peer {
@@ -209,30 +204,13 @@ impl Edge {
             let sentence = format!("the function has {limit} calls under way, which is its limit: try again");
             return Err(PublicError::new(Code::ConcurrencyLimited, sentence));
         };
-        let Ok(link) = tokio::time::timeout(NODE_DEADLINE, self.placed(&route)).await else {
+        let Some(link) = self.fleet.placed(route.spec.deployment).await else {
             body.discard().await;
             return Err(PublicError::new(Code::NoNode, "no node is linked: try again in a moment"));
         };
         let id = receipt.id_text.clone();
         let invocation = Invocation { route, parts, body, target, form, id, permit };
         forward::forward(&self.fleet, &self.tasks, &link, invocation).await.map(Answer::Node)
-    }
-
-    /// The node for a call, once there is one: a gateway or a node that has just started is linked within moments.
-    async fn placed(&self, route: &Route) -> Arc<NodeLink> {
-        loop {
-            let changed = self.fleet.changed();
-            if let Some(link) = self.place(route) {
-                return link;
-            }
-            changed.await;
-        }
-    }
-
-    fn place(&self, route: &Route) -> Option<Arc<NodeLink>> {
-        let nodes = self.fleet.nodes();
-        let candidates = nodes.iter().map(|node| placement::Candidate { node: node.link.node, state: &node.state });
-        placement::choose(candidates, route.spec.deployment).map(|place| nodes[place].link.clone())
     }
 }
 

@@ -19,7 +19,6 @@ use tokio::time::timeout;
 
 use super::stock::Lease;
 use super::{Fleet, NoNode, lock};
-use crate::edge::placement;
 
 /// How long a node may be silent during a build. It ends builds by itself long before.
 const SILENCE: Duration = Duration::from_secs(20 * 60);
@@ -73,12 +72,7 @@ enum Broken {
 }
 
 pub(super) async fn order(fleet: &Fleet, spec: &DeploymentSpec) -> Result<BuildEvents, NoNode> {
-    let link = {
-        let nodes = fleet.nodes();
-        let candidates = nodes.iter().map(|node| placement::Candidate { node: node.link.node, state: &node.state });
-        let place = placement::choose(candidates, spec.deployment).ok_or(NoNode)?;
-        nodes[place].link.clone()
-    };
+    let link = fleet.placed(spec.deployment).await.ok_or(NoNode)?;
     lock(&fleet.0.pending).insert(spec.deployment, Arc::new(spec.clone()));
     let pending = Pending { fleet: fleet.clone(), id: spec.deployment };
     let lease = fleet.0.stocks.take(&fleet.0.control, &link).await.ok_or(NoNode)?;

@@ -4,6 +4,7 @@
 use std::cell::OnceCell;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use common::function::DeploymentSpec;
@@ -11,7 +12,9 @@ use common::ids::{DeploymentId, NodeId};
 use common::protocol::{GatewayMessage, NodeState};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc};
+use tokio::time::timeout;
 
+use crate::edge::placement;
 use crate::metrics::Metrics;
 
 mod build;
@@ -25,6 +28,9 @@ use stock::{Lease, NodeLink, Stock, Stocks};
 
 /// Most orders that wait to be sent on one control stream.
 const MAX_ORDERS: usize = 256;
+
+/// How long a call or a build waits for a node when none is linked.
+const NODE_DEADLINE: Duration = Duration::from_secs(3);
 
 /// No node can take the order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -104,9 +110,26 @@ impl Fleet {
         !self.nodes().is_empty()
     }
 
-    /// Completes when the picture of the nodes changes after this was called.
-    pub(crate) fn changed(&self) -> impl Future<Output = ()> {
-        self.0.changed.notified()
+    /// The node for a call or a build of `deployment`, once there is one: a gateway or a node that has just started
+    /// is linked within moments. `None` when none is linked in time.
+    pub(crate) async fn placed(&self, deployment: DeploymentId) -> Option<Arc<NodeLink>> {
+        let placed = async {
+            loop {
+                // Before the look, so that no change falls between the two.
+                let changed = self.0.changed.notified();
+                if let Some(link) = self.place(deployment) {
+                    return link;
+                }
+                changed.await;
+            }
+        };
+        timeout(NODE_DEADLINE, placed).await.ok()
+    }
+
+    fn place(&self, deployment: DeploymentId) -> Option<Arc<NodeLink>> {
+        let nodes = self.nodes();
+        let candidates = nodes.iter().map(|node| placement::Candidate { node: node.link.node, state: &node.state });
+        placement::choose(candidates, deployment).map(|place| nodes[place].link.clone())
     }
 
     /// A connection to a node for a call on this edge thread; `None` when there is none in time.
