@@ -62,6 +62,49 @@ pub struct Run {
     /// Added to the function's environment; the function's own wins.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
+    /// What makes a process ready before its call, where starting one is slow.
+    pub spare: Option<Spare>,
+}
+
+/// A process that starts before its call: an interpreter that has not loaded the function yet. Descriptor 3 tells it
+/// the call, as one JSON object, when that comes: `argv` (what follows the program in `command`), `cwd`, and `env`
+/// (what the function adds to the environment). It then behaves as if it had been started so. An end without a word
+/// means that it is not needed.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Spare {
+    /// The command; `{script}` is replaced by a file that holds `script`.
+    pub command: Vec<String>,
+    /// The program that waits.
+    pub script: String,
+    /// Variables of the runtime's own `env` that it starts without and is told with the call: what they name is the
+    /// function's, and none of that may run before.
+    #[serde(default)]
+    pub late_env: Vec<String>,
+    /// Beginnings of the names of variables that must be there when the program starts: a function that sets one
+    /// has its processes started the ordinary way.
+    #[serde(default)]
+    pub reserved_env: Vec<String>,
+}
+
+impl Spare {
+    /// The command that starts it, where `script` is at `path`.
+    #[must_use]
+    pub fn command(&self, path: &str) -> Vec<String> {
+        self.command.iter().map(|word| word.replace("{script}", path)).collect()
+    }
+
+    /// Of a runtime's `env`: what it starts with, and what it is told with the call.
+    #[must_use]
+    pub fn split_env(&self, env: &BTreeMap<String, String>) -> (BTreeMap<String, String>, BTreeMap<String, String>) {
+        env.clone().into_iter().partition(|(name, _)| !self.late_env.contains(name))
+    }
+
+    /// Whether it can become a process of a function that sets these variables.
+    #[must_use]
+    pub fn fits(&self, env: &BTreeMap<String, String>) -> bool {
+        !env.keys().any(|name| self.reserved_env.iter().any(|start| name.starts_with(start)))
+    }
 }
 
 impl Runtime {
@@ -239,6 +282,9 @@ impl Runtimes {
         if runtime.build.as_ref().is_some_and(|build| build.images.is_empty() || build.command.is_empty()) {
             return Err(refuse("`build.images` and `build.command` need at least one word each".into()));
         }
+        if runtime.run.spare.as_ref().is_some_and(|spare| spare.command.is_empty()) {
+            return Err(refuse("`run.spare.command` needs at least one word".into()));
+        }
         self.0.insert(name, (runtime, Digest::of(contents)));
         Ok(())
     }
@@ -275,6 +321,23 @@ mod tests {
             (Err(error), Err(part)) => assert!(error.to_string().contains(part), "{error} has no {part}"),
             (got, expected) => panic!("{files:?}: {got:?}, expected {expected:?}"),
         }
+    }
+
+    #[test]
+    fn a_spare_fits_or_not() {
+        let runtimes = Runtimes::load(None).unwrap();
+        let spare = runtimes.get(&"node".parse().unwrap()).unwrap().run.spare.as_ref().unwrap();
+        let check = |names: &[&str], expected: bool| {
+            let env = names.iter().map(|name| ((*name).to_owned(), String::new())).collect();
+            assert_eq!(spare.fits(&env), expected, "{names:?}");
+        };
+        check(&[], true);
+        check(&["GREETING", "MY_NODE_NAME"], true);
+        check(&["GREETING", "NODE_OPTIONS"], false);
+        assert_eq!(spare.command("/x"), ["node", "/x"]);
+        let python = &runtimes.get(&"python".parse().unwrap()).unwrap().run;
+        let (early, late) = python.spare.as_ref().unwrap().split_env(&python.env);
+        assert!(early.contains_key("HOME") && !early.contains_key("PYTHONPATH") && late.contains_key("PYTHONPATH"));
     }
 
     #[test]

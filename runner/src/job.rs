@@ -1,19 +1,16 @@
 //! One run: a process, its output, its time limit, and the end of all that it started.
 
-use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use runner::wire::{Done, How, MAX_OUTPUT_BYTES, Run, Stream};
 
 use crate::output::Output;
+use crate::process::{Command, Process};
 use crate::scratch;
 use crate::system::{self, Pid, Waited};
 
@@ -43,17 +40,15 @@ impl Job {
     /// Starts the process.
     pub(crate) fn start(run: &Run) -> io::Result<Self> {
         let started = Instant::now();
-        let argv = c_strings(&run.argv)?;
-        let env = c_strings(&run.env)?;
-        // The runner's own directory, because a child inherits it for nothing. It is looked up each time: the mount
-        // at it may be new.
-        std::env::set_current_dir(std::ffi::OsStr::from_bytes(&run.cwd))?;
-        let program = find(argv.first().ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))?, &run.env)?;
-        let (stdout, stdout_writer) = system::pipe()?;
-        let (stderr, stderr_writer) = system::pipe()?;
-        let errors = if run.merged { &stdout_writer } else { &stderr_writer };
-        let pid = system::spawn(&program, &argv, &env, &stdout_writer, errors)?;
-        Ok(Self {
+        let command = Command { argv: &run.argv, env: &run.env, cwd: &run.cwd };
+        let process = Process::start(&command, run.merged, None)?;
+        Ok(Self::of(process, run, started))
+    }
+
+    /// `run`, for which `process` was started before.
+    pub(crate) fn of(process: Process, run: &Run, started: Instant) -> Self {
+        let Process { pid, stdout, stderr } = process;
+        Self {
             pid,
             started,
             deadline: started + Duration::from_millis(u64::from(run.timeout_ms)),
@@ -63,7 +58,7 @@ impl Job {
                 Output::new(Stream::Stdout, stdout, run.output_cap_bytes),
                 Output::new(Stream::Stderr, stderr, run.output_cap_bytes),
             ],
-        })
+        }
     }
 
     /// How long the service may sleep, for `poll`.
@@ -161,26 +156,4 @@ pub(crate) fn watch(descriptor: &impl AsRawFd) -> libc::pollfd {
 pub(crate) fn settle(mut children: &File) {
     // Nothing to read is as good as read.
     let _ = io::Read::read(&mut children, &mut [0; 8]);
-}
-
-fn c_strings(strings: &[Vec<u8>]) -> io::Result<Vec<CString>> {
-    let c_string = |bytes: &Vec<u8>| CString::new(bytes.as_slice());
-    strings.iter().map(c_string).collect::<Result<_, _>>().map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
-}
-
-/// The file behind a program's name: itself when it has a `/`, else the first executable in the `PATH` of `env`.
-fn find(program: &CStr, env: &[Vec<u8>]) -> io::Result<CString> {
-    if program.to_bytes().contains(&b'/') {
-        return Ok(program.to_owned());
-    }
-    let path = env.iter().find_map(|pair| pair.strip_prefix(b"PATH=")).unwrap_or_default();
-    for directory in path.split(|byte| *byte == b':').filter(|directory| !directory.is_empty()) {
-        let file = [directory, b"/", program.to_bytes()].concat();
-        let executable = std::fs::metadata(Path::new(std::ffi::OsStr::from_bytes(&file)))
-            .is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0);
-        if executable {
-            return CString::new(file).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL));
-        }
-    }
-    Err(io::Error::from_raw_os_error(libc::ENOENT))
 }

@@ -5,8 +5,10 @@
 
 mod job;
 mod output;
+mod process;
 mod scratch;
 mod service;
+mod spare;
 mod system;
 
 use std::os::unix::ffi::OsStrExt;

@@ -5,10 +5,11 @@ use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 
-use runner::wire::{self, MAX_OUTPUT_BYTES, Run};
+use runner::wire::{self, MAX_OUTPUT_BYTES, Order, Run};
 
 use crate::job::{self, Job};
-use crate::system;
+use crate::spare::Keeper;
+use crate::system::{self, Waited};
 
 /// Serves the agent until it closes the connection; whatever runs then is killed.
 ///
@@ -22,9 +23,11 @@ pub(crate) fn serve(agent: &UnixStream, children: &File) -> io::Result<()> {
         inbox: Vec::new(),
         outbox: Vec::new(),
         job: None,
+        spare: Keeper::default(),
         buffer: vec![0; MAX_OUTPUT_BYTES].into_boxed_slice(),
     };
     let served = service.run();
+    service.spare.end();
     if let Some(mut job) = service.job.take() {
         job.bury(children)?;
     }
@@ -37,6 +40,7 @@ struct Service<'a> {
     inbox: Vec<u8>,
     outbox: Vec<u8>,
     job: Option<Job>,
+    spare: Keeper,
     buffer: Box<[u8]>,
 }
 
@@ -46,6 +50,8 @@ struct Events {
     agent: bool,
     child: bool,
     outputs: [bool; 2],
+    /// Nothing happened for as long as the sleep was to last.
+    none: bool,
 }
 
 impl Service<'_> {
@@ -70,6 +76,10 @@ impl Service<'_> {
             if !self.speak()? {
                 return Ok(());
             }
+            // Last of all: a call that waits already starts its own process just as fast.
+            if events.none && self.job.is_none() && self.spare.is_due() {
+                self.spare.start();
+            }
         }
     }
 
@@ -86,10 +96,13 @@ impl Service<'_> {
             for (output, slot) in job.outputs.iter().zip(&mut watched[2..]).filter(|_| self.outbox.is_empty()) {
                 *slot = output.pipe().map_or(NONE, job::watch);
             }
+        } else if self.spare.is_due() && self.outbox.is_empty() {
+            timeout_ms = 0;
         }
         system::poll(&mut watched, timeout_ms)?;
         let ready = |slot: usize| watched[slot].revents & !libc::POLLOUT != 0;
-        Ok(Events { agent: ready(0), child: ready(1), outputs: [ready(2), ready(3)] })
+        let none = watched.iter().all(|slot| slot.revents == 0);
+        Ok(Events { agent: ready(0), child: ready(1), outputs: [ready(2), ready(3)], none })
     }
 
     /// Reads what the agent says; `false` when it hung up.
@@ -103,23 +116,41 @@ impl Service<'_> {
             Err(error) => return Err(error),
         }
         let malformed = |error| io::Error::new(ErrorKind::InvalidData, error);
-        let Some((body, used)) = wire::split(&self.inbox).map_err(malformed)? else { return Ok(true) };
-        let run = Run::decode(body).map_err(malformed)?;
-        self.inbox.drain(..used);
-        // The agent waits for the end of one run before it asks for the next.
-        if self.job.is_some() || !self.inbox.is_empty() {
-            return Err(ErrorKind::InvalidData.into());
-        }
-        match Job::start(&run) {
-            Ok(job) => self.job = Some(job),
-            Err(error) => wire::encode_done(&mut self.outbox, &job::refusal(&error)),
+        while let Some((body, used)) = wire::split(&self.inbox).map_err(malformed)? {
+            let order = Order::decode(body).map_err(malformed)?;
+            self.inbox.drain(..used);
+            // The agent waits for the end of one run before it asks for anything else.
+            if self.job.is_some() {
+                return Err(ErrorKind::InvalidData.into());
+            }
+            match order {
+                Order::Keep(spare) => self.spare.keep(spare),
+                Order::Run(run) => self.start(&run),
+            }
         }
         Ok(true)
     }
 
+    fn start(&mut self, run: &Run) {
+        let started = match self.spare.take(run) {
+            Some(job) => Ok(job),
+            None => Job::start(run),
+        };
+        match started {
+            Ok(job) => self.job = Some(job),
+            Err(error) => {
+                self.spare.renew();
+                wire::encode_done(&mut self.outbox, &job::refusal(&error));
+            }
+        }
+    }
+
     fn reap(&mut self) -> io::Result<()> {
         let Some(job) = &mut self.job else {
-            // Nothing runs between two jobs, so nothing can have ended but what was buried already.
+            // Between two runs only a spare lives.
+            while let Waited::Ended { pid, .. } = system::reap()? {
+                self.spare.note(pid);
+            }
             return Ok(());
         };
         if !job.reap()? {
@@ -128,6 +159,7 @@ impl Service<'_> {
         if let Some(job) = self.job.take() {
             let done = job.finish(self.children, &mut self.buffer, &mut self.outbox)?;
             wire::encode_done(&mut self.outbox, &done);
+            self.spare.renew();
         }
         Ok(())
     }

@@ -6,6 +6,8 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicI32, Ordering};
 
+use runner::wire::CALL_DESCRIPTOR;
+
 /// A process's id.
 pub(crate) type Pid = libc::pid_t;
 
@@ -86,30 +88,35 @@ pub(crate) fn poll(descriptors: &mut [libc::pollfd], timeout_ms: c_int) -> io::R
     }
 }
 
-/// A pipe whose reading end does not block; neither end is inherited.
+/// A pipe, neither end of which is inherited: to read from, and to write to.
 pub(crate) fn pipe() -> io::Result<(File, OwnedFd)> {
     let mut ends: [RawFd; 2] = [-1; 2];
     // SAFETY: `ends` has room for two descriptors.
     check(unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) })?;
     // SAFETY: both descriptors are new, so nobody else owns them.
-    let (read, write) = unsafe { (File::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])) };
-    // SAFETY: takes numbers only.
-    check(unsafe { libc::fcntl(read.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) })?;
-    Ok((read, write))
+    Ok(unsafe { (File::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])) })
 }
 
-/// Starts a program as the leader of a session of its own, with default signals and nothing on its stdin. This is
-/// `posix_spawn`, which shares memory until the program is loaded, and so costs less than a fork.
-pub(crate) fn spawn(
-    program: &CStr,
-    argv: &[CString],
-    env: &[CString],
-    stdout: &OwnedFd,
-    stderr: &OwnedFd,
-) -> io::Result<Pid> {
+/// Makes our end of a pipe return at once where it would wait.
+pub(crate) fn never_wait(end: &impl AsRawFd) -> io::Result<()> {
+    // SAFETY: takes numbers only.
+    check(unsafe { libc::fcntl(end.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) }).map(drop)
+}
+
+/// What a new program has open beside nothing on its stdin.
+pub(crate) struct Streams<'a> {
+    pub(crate) stdout: &'a OwnedFd,
+    pub(crate) stderr: &'a OwnedFd,
+    /// What is to be its descriptor [`CALL_DESCRIPTOR`].
+    pub(crate) call: Option<&'a File>,
+}
+
+/// Starts a program as the leader of a session of its own, with default signals. This is `posix_spawn`, which shares
+/// memory until the program is loaded, and so costs less than a fork.
+pub(crate) fn spawn(program: &CStr, argv: &[CString], env: &[CString], streams: &Streams<'_>) -> io::Result<Pid> {
     let argv = pointers(argv);
     let env = pointers(env);
-    let setup = Setup::new(stdout, stderr)?;
+    let setup = Setup::new(streams)?;
     let mut pid: Pid = 0;
     // SAFETY: `setup` is initialised; `program` and the strings behind both null-ended arrays outlive the call.
     let errno = unsafe {
@@ -130,7 +137,7 @@ struct Setup {
 }
 
 impl Setup {
-    fn new(stdout: &OwnedFd, stderr: &OwnedFd) -> io::Result<Self> {
+    fn new(streams: &Streams<'_>) -> io::Result<Self> {
         // SAFETY: both are plain C structs that `init` fills before anything reads them, and the signal sets are
         // initialised by `sigemptyset`. An error leaves them to `drop`, which is sound after `init`, and `init`
         // does not fail in glibc.
@@ -140,8 +147,13 @@ impl Setup {
             error_number(libc::posix_spawnattr_init(&mut setup.attributes))?;
             let files = &mut setup.files;
             error_number(libc::posix_spawn_file_actions_addopen(files, 0, c"/dev/null".as_ptr(), libc::O_RDONLY, 0))?;
-            error_number(libc::posix_spawn_file_actions_adddup2(files, stdout.as_raw_fd(), 1))?;
-            error_number(libc::posix_spawn_file_actions_adddup2(files, stderr.as_raw_fd(), 2))?;
+            error_number(libc::posix_spawn_file_actions_adddup2(files, streams.stdout.as_raw_fd(), 1))?;
+            error_number(libc::posix_spawn_file_actions_adddup2(files, streams.stderr.as_raw_fd(), 2))?;
+            // The last one, since it may be the number of one of the two. One that has it already loses its
+            // close-on-exec by this, too.
+            if let Some(call) = streams.call {
+                error_number(libc::posix_spawn_file_actions_adddup2(files, call.as_raw_fd(), CALL_DESCRIPTOR))?;
+            }
             let mut signals: libc::sigset_t = std::mem::zeroed();
             libc::sigemptyset(&mut signals);
             error_number(libc::posix_spawnattr_setsigmask(&mut setup.attributes, &signals))?;

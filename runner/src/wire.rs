@@ -11,6 +11,34 @@ const LENGTH_BYTES: usize = 4;
 const RUN: u8 = 1;
 const OUTPUT: u8 = 2;
 const DONE: u8 = 3;
+const KEEP: u8 = 4;
+
+/// What the agent says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Run one process.
+    Run(Run),
+    /// Keep a process ready from now on.
+    Keep(Spare),
+}
+
+/// A process that is started before its call and waits for it: at once, and again after every [`Run`]. While a run
+/// lasts there is none, so that the sandbox is that run's alone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Spare {
+    /// The program and its arguments, as in [`Run::argv`]; none: keep none.
+    pub argv: Vec<Vec<u8>>,
+    /// The whole environment, `KEY=VALUE` each.
+    pub env: Vec<Vec<u8>>,
+    /// The working directory.
+    pub cwd: Vec<u8>,
+}
+
+/// The descriptor on which a [`Spare`] hears what it is to do: [`Run::call`], then the end. An end without a word
+/// means that it is not needed.
+pub const CALL_DESCRIPTOR: i32 = 3;
+/// Longest [`Run::call`], in bytes: what a pipe takes at once.
+pub const MAX_CALL_BYTES: usize = 64 * 1024;
 
 /// What the agent asks for: one process, from start to end.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -27,6 +55,9 @@ pub struct Run {
     pub output_cap_bytes: u64,
     /// Whether stderr goes where stdout goes, so that what is printed keeps its order.
     pub merged: bool,
+    /// What the [`Spare`] is told, if there is one: it is this run then, and `argv`, `env` and `cwd` are not used.
+    /// Empty: no spare may be used.
+    pub call: Vec<u8>,
 }
 
 /// What the runner tells the agent.
@@ -106,6 +137,30 @@ pub fn split(buffer: &[u8]) -> Result<Option<(&[u8], usize)>, Malformed> {
     Ok(rest.get(..length).map(|body| (body, LENGTH_BYTES + length)))
 }
 
+impl Order {
+    /// Reads a frame's body.
+    ///
+    /// # Errors
+    /// It is not an `Order`.
+    pub fn decode(body: &[u8]) -> Result<Self, Malformed> {
+        let mut fields = Fields(body);
+        let order = match fields.byte()? {
+            RUN => Self::Run(Run {
+                argv: fields.list()?,
+                env: fields.list()?,
+                cwd: fields.bytes()?.to_vec(),
+                timeout_ms: fields.u32()?,
+                output_cap_bytes: fields.u64()?,
+                merged: fields.flag()?,
+                call: fields.bytes()?.to_vec(),
+            }),
+            KEEP => Self::Keep(Spare { argv: fields.list()?, env: fields.list()?, cwd: fields.bytes()?.to_vec() }),
+            _ => return Err(Malformed),
+        };
+        fields.end(order)
+    }
+}
+
 impl Run {
     /// Appends the frame to `buffer`.
     ///
@@ -119,27 +174,22 @@ impl Run {
             buffer.extend(self.timeout_ms.to_le_bytes());
             buffer.extend(self.output_cap_bytes.to_le_bytes());
             buffer.push(u8::from(self.merged));
+            put_bytes(buffer, &self.call);
         })
     }
+}
 
-    /// Reads a frame's body.
+impl Spare {
+    /// Appends the frame to `buffer`.
     ///
     /// # Errors
-    /// It is not a `Run`.
-    pub fn decode(body: &[u8]) -> Result<Self, Malformed> {
-        let mut fields = Fields(body);
-        if fields.byte()? != RUN {
-            return Err(Malformed);
-        }
-        let run = Self {
-            argv: fields.list()?,
-            env: fields.list()?,
-            cwd: fields.bytes()?.to_vec(),
-            timeout_ms: fields.u32()?,
-            output_cap_bytes: fields.u64()?,
-            merged: fields.flag()?,
-        };
-        fields.end(run)
+    /// It would be longer than [`MAX_FRAME_BYTES`].
+    pub fn encode(&self, buffer: &mut Vec<u8>) -> Result<(), Malformed> {
+        framed(buffer, KEEP, |buffer| {
+            put_list(buffer, &self.argv);
+            put_list(buffer, &self.env);
+            put_bytes(buffer, &self.cwd);
+        })
     }
 }
 
@@ -323,7 +373,7 @@ mod tests {
                 let mut broken = frame.to_vec();
                 broken[at] = value;
                 if let Ok(Some((body, _))) = split(&broken) {
-                    let _ = (Run::decode(body), Report::decode(body));
+                    let _ = (Order::decode(body), Report::decode(body));
                 }
             }
         }
@@ -341,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_survives_the_wire() {
+    fn orders_survive_the_wire() {
         let run = Run {
             argv: vec![b"sh".to_vec(), b"-c".to_vec(), Vec::new()],
             env: vec![b"A=\xff".to_vec()],
@@ -349,10 +399,16 @@ mod tests {
             timeout_ms: 5000,
             output_cap_bytes: u64::MAX,
             merged: true,
+            call: b"{}".to_vec(),
         };
         let mut buffer = Vec::new();
         run.encode(&mut buffer).unwrap();
-        assert_eq!(Run::decode(body(&buffer)), Ok(run));
+        assert_eq!(Order::decode(body(&buffer)), Ok(Order::Run(run)));
+        never_panics(&buffer);
+        let spare = Spare { argv: vec![b"sh".to_vec()], env: vec![b"A=b".to_vec()], cwd: b"/".to_vec() };
+        buffer.clear();
+        spare.encode(&mut buffer).unwrap();
+        assert_eq!(Order::decode(body(&buffer)), Ok(Order::Keep(spare)));
         never_panics(&buffer);
     }
 
@@ -366,7 +422,7 @@ mod tests {
         encode_output(&mut buffer, Stream::Stdout, &[0; MAX_OUTPUT_BYTES * 2]);
         assert!(buffer.len() < MAX_OUTPUT_BYTES + 64);
         // A list that claims four billion items and has none.
-        assert_eq!(Run::decode(&[RUN, 0xff, 0xff, 0xff, 0xff]), Err(Malformed));
+        assert_eq!(Order::decode(&[RUN, 0xff, 0xff, 0xff, 0xff]), Err(Malformed));
         assert_eq!(Report::decode(&[]), Err(Malformed));
     }
 }

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-use runner::wire::{self, Done, How, Report, Run, Stream};
+use runner::wire::{self, Done, How, Report, Run, Spare, Stream};
 
 struct Runner {
     process: Child,
@@ -43,6 +43,32 @@ impl Runner {
         let mut frame = Vec::new();
         run.encode(&mut frame).unwrap();
         self.link.write_all(&frame).unwrap();
+    }
+
+    /// Keeps a shell with `script` ready, and waits until `script` has made the file `ready` in the directory.
+    fn keep(&mut self, script: &str) {
+        let argv = ["sh", "-c", script].map(|word| word.as_bytes().to_vec()).to_vec();
+        let Run { env, .. } = environment();
+        let mut frame = Vec::new();
+        let cwd = self.directory.as_os_str().as_encoded_bytes().to_vec();
+        Spare { argv, env, cwd }.encode(&mut frame).unwrap();
+        self.link.write_all(&frame).unwrap();
+        self.await_spare();
+    }
+
+    fn await_spare(&mut self) {
+        let (file, since) = (self.directory.join("ready"), Instant::now());
+        while std::fs::remove_file(&file).is_err() {
+            assert!(since.elapsed() < Duration::from_secs(20), "no spare is started");
+            std::thread::yield_now();
+        }
+    }
+
+    fn call(&mut self, call: &str, script: &str) -> Seen {
+        let argv = ["sh", "-c", script].map(|word| word.as_bytes().to_vec()).to_vec();
+        let call = call.as_bytes().to_vec();
+        self.send_run(&Run { argv, call, timeout_ms: 10_000, output_cap_bytes: 100, ..environment() });
+        self.outcome()
     }
 
     fn outcome(&mut self) -> Seen {
@@ -173,6 +199,35 @@ fn a_hang_up_ends_the_runner_and_what_it_runs() {
     runner.link.shutdown(std::net::Shutdown::Both).unwrap();
     assert!(runner.process.wait().unwrap().success());
     assert!(!PathBuf::from(format!("/proc/{}", pid.trim())).exists());
+}
+
+#[test]
+fn a_spare_is_ready_before_each_call() {
+    let runner = &mut Runner::start("spare");
+    runner.keep(": >ready; read -r word <&3 && echo \"spare $word\" && exec 3<&- && exit 5");
+    for word in ["one", "two"] {
+        let seen = runner.call(&format!("{word}\n"), "echo bare");
+        assert_eq!((seen.done.how, seen.stdout), (How::Exited(5), format!("spare {word}\n").into_bytes()));
+        assert!(seen.done.clean, "nothing is left when a call is over");
+        runner.await_spare();
+    }
+    let seen = runner.call("", "echo bare; ls -1 /proc/self/fd | wc -l");
+    assert_eq!((seen.done.how, &seen.stdout[..]), (How::Exited(0), &b"bare\n4\n"[..]), "not every call may have it");
+    runner.await_spare();
+    runner.keep("exec 3<&-; : >ready; exit 7");
+    let seen = runner.call("word\n", "echo bare");
+    assert_eq!((seen.done.how, &seen.stdout[..]), (How::Exited(0), &b"bare\n"[..]), "one that is dead is not used");
+}
+
+#[test]
+fn a_spare_keeps_to_the_limits() {
+    let runner = &mut Runner::start("spare-limits");
+    runner.keep(": >ready; read -r word <&3; sleep 60 & sleep 60");
+    let argv = vec![b"true".to_vec()];
+    runner.send_run(&Run { argv, call: b"x\n".to_vec(), timeout_ms: 200, ..environment() });
+    let seen = runner.outcome();
+    assert_eq!(seen.done.how, How::TimedOut);
+    assert!(seen.done.clean && seen.done.duration_us < 10_000_000, "{:?}", seen.done);
 }
 
 #[test]

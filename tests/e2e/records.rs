@@ -29,7 +29,7 @@ async fn five_hundred_calls_sixteen_at_once() -> Result<()> {
     let source = "import json, sys, time\nrequest = json.load(open('/request.json'))\ndeed = request['query']['deed']\n\
                   print('deed', deed)\nif deed == 'crash': sys.exit(9)\nif deed == 'hang': time.sleep(60)\n\
                   json.dump({'body': {'number': request['body']['number']}}, open('/result.json', 'w'))\n";
-    let files = [("main.py", source), ("dartcloud.toml", "timeout_ms = 1000\nconcurrency = 16\nmemory_mb = 64\n")];
+    let files = [("main.py", source), ("dartcloud.toml", "timeout_ms = 3000\nconcurrency = 16\nmemory_mb = 64\n")];
     user.deploy("mixed", archive(&files)).await?.expect(201)?;
     let calls = futures_util::stream::iter(0..CALLS).map(|number| {
         let user = &user;
@@ -62,7 +62,7 @@ fn check(record: &Value) -> Result<u64> {
     ensure!(info["headers"]["x-number"] == number.to_string().as_str(), "{record}");
     ensure!(info["headers"]["authorization"] == "[redacted]", "{record}");
     let logs = &record["logs"];
-    ensure!(logs["metadata"]["timeout_ms"] == 1000 && logs["metadata"]["memory_limit_mb"] == 64, "{record}");
+    ensure!(logs["metadata"]["timeout_ms"] == 3000 && logs["metadata"]["memory_limit_mb"] == 64, "{record}");
     let (success, exit_code) = match deed {
         "crash" => (false, 9),
         "hang" => (false, -1),
@@ -86,8 +86,8 @@ fn check_rows(database: &crate::two_processes::Database) -> Result<()> {
         )? == "400"
     );
     ensure!(count("status = 'error' AND NOT success AND result IS NULL AND error IS NOT NULL")? == "100");
-    let timeout = "convert_from(decode(error, 'base64'), 'UTF8') = 'Function execution timed out (1000ms)'";
-    ensure!(count(&format!("{timeout} AND duration_ms >= 1000"))? == "50");
+    let timeout = "convert_from(decode(error, 'base64'), 'UTF8') = 'Function execution timed out (3000ms)'";
+    ensure!(count(&format!("{timeout} AND duration_ms >= 3000"))? == "50");
     ensure!(
         count(
             "success AND convert_from(decode(result, 'base64'), 'UTF8')::jsonb ->> 'number' = request_info -> 'query' ->> 'n'"

@@ -15,6 +15,16 @@ pub struct SandboxArgs {
     /// Memory that all sandboxes together may be granted, in MiB; default: three quarters of the machine's.
     #[arg(long, env = "SANDBOX_MEMORY_MB")]
     pub sandbox_memory_mb: Option<u64>,
+    /// Blank sandboxes to keep ready at least, of each kind of runtime whose image is there; as many more as are
+    /// needed. 0: none, and each cold start waits for Docker.
+    #[arg(long, env = "SANDBOX_BLANKS", default_value_t = 2)]
+    pub sandbox_blanks: u32,
+    /// Memory that all blank sandboxes together may use, in MiB. It is not part of `SANDBOX_MEMORY_MB`.
+    #[arg(long, env = "SANDBOX_BLANKS_MB", default_value_t = 512)]
+    pub sandbox_blanks_mb: u64,
+    /// Memory that a blank sandbox may use, in MiB; a function that has another limit gets that at its first call.
+    #[arg(long, env = "SANDBOX_BLANK_MEMORY_MB", default_value_t = 128, value_parser = clap::value_parser!(u32).range(16..))]
+    pub sandbox_blank_memory_mb: u32,
     /// How long a sandbox may stand idle until it is removed, in seconds.
     #[arg(long, env = "SANDBOX_IDLE_SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..))]
     pub sandbox_idle_seconds: u64,

@@ -8,7 +8,9 @@ use common::function::DeploymentSpec;
 use common::ids::DeploymentId;
 use tokio::sync::oneshot;
 
-use super::lease::{Function, Lease};
+use super::blank::Blank;
+use super::function::Function;
+use super::lease::Lease;
 use super::mounts::Build;
 use super::pool::{self, Next, NoPlace, Pool, Ticket};
 use super::site::Fault;
@@ -62,7 +64,7 @@ impl Sandboxes {
             };
             match found {
                 Some(function) => Ok(Lease::new(self, function, None)),
-                None => Err(self.enqueue(&mut state, spec, build)?),
+                None => Err(self.enqueue(&mut state, spec, build)),
             }
         };
         for (function, memory_mb) in gone {
@@ -71,6 +73,7 @@ impl Sandboxes {
         match waiting {
             Ok(lease) => Ok(lease),
             Err(place) => {
+                let place = place?;
                 self.advance();
                 place.wait(self.args.wait()).await
             }
@@ -161,11 +164,28 @@ impl Sandboxes {
     async fn start_one(&self, recipe: &Recipe) -> Result<Function, Fault> {
         let Recipe { spec, build } = recipe;
         let runtime = self.runtimes.get(&spec.runtime).ok_or(Fault::Runtime)?;
+        let stage = self.site.ground.stage(build)?;
+        // A network cannot be had later.
+        let blank = if spec.egress { None } else { self.blanks.take(&spec.runtime) };
+        if let Some(blank) = blank {
+            match Function::furnish(blank, &self.args, spec, runtime, Arc::clone(&stage)).await {
+                Ok(function) => {
+                    self.metrics.from_blank.inc();
+                    return Ok(function);
+                }
+                Err(fault) => tracing::warn!(%fault, "a blank sandbox was of no use; starting another one"),
+            }
+        }
         // Before its turn: a pull may take minutes, and is nobody else's concern.
         let image = self.site.engine.image(&runtime.run.images).await?;
         let _turn = self.starts.acquire().await;
         let timer = self.metrics.start_seconds.start_timer();
-        let function = Function::start(&self.site, &self.args, spec, runtime, image, build).await;
+        let (memory_mb, egress) = (spec.limits.memory_mb, spec.egress);
+        let started = async {
+            let blank = Blank::start(&self.site, &self.args, runtime, image, memory_mb, egress).await?;
+            Function::furnish(blank, &self.args, spec, runtime, stage).await
+        };
+        let function = started.await;
         match &function {
             Ok(_) => timer.observe_duration(),
             Err(_) => drop(timer.stop_and_discard()),
@@ -237,7 +257,7 @@ impl Sandboxes {
             let (now, limit) = (Instant::now(), self.args.idle());
             let removals = {
                 let mut state = self.lock();
-                self.metrics.show(state.pool.states());
+                self.metrics.show(state.pool.states(), self.blanks.ready());
                 state.pool.expire(|since, function| pool::expired(since, now, limit) || !function.is_ready())
             };
             for (function, memory_mb) in removals {

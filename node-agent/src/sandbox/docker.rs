@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bollard::Docker;
 use bollard::errors::Error as Refusal;
-use bollard::models::{ContainerCreateBody, NetworkCreateRequest};
+use bollard::models::{ContainerCreateBody, ContainerUpdateBody, NetworkCreateRequest};
 use bollard::query_parameters::{
     CreateContainerOptions, CreateImageOptions, ListContainersOptions, ListNetworksOptions, RemoveContainerOptions,
     StartContainerOptions, WaitContainerOptions,
@@ -125,7 +125,8 @@ impl Engine {
         self.present(std::slice::from_ref(first)).await?.ok_or_else(|| none("it is not there after the pull".into()))
     }
 
-    async fn present(&self, candidates: &[String]) -> Result<Option<Image>, DockerError> {
+    /// The first of `candidates` that the Engine has.
+    pub(crate) async fn present(&self, candidates: &[String]) -> Result<Option<Image>, DockerError> {
         for name in candidates {
             match call("inspect an image", self.docker.inspect_image(name)).await {
                 Ok(found) => {
@@ -161,6 +162,14 @@ impl Engine {
         let options = CreateContainerOptions { name: Some(name.to_owned()), ..CreateContainerOptions::default() };
         call("create a container", self.docker.create_container(Some(options), container)).await?;
         call("start a container", self.docker.start_container(name, None::<StartContainerOptions>)).await
+    }
+
+    /// Lets a container use `memory_mb` MiB, and no swap.
+    pub(crate) async fn limit_memory(&self, name: &str, memory_mb: u32) -> Result<(), DockerError> {
+        let bytes = i64::from(memory_mb) * 1024 * 1024;
+        let update =
+            ContainerUpdateBody { memory: Some(bytes), memory_swap: Some(bytes), ..ContainerUpdateBody::default() };
+        call("limit a container's memory", self.docker.update_container(name, update)).await
     }
 
     /// Ends a container at once and removes it; one that is gone already is fine.

@@ -7,7 +7,10 @@ use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, 
 pub(crate) struct Metrics {
     /// Starting, idle and busy.
     states: [IntGauge; 3],
+    blank: IntGauge,
     pub(crate) started: IntCounter,
+    /// Of those that started: out of a blank one.
+    pub(crate) from_blank: IntCounter,
     pub(crate) failed: IntCounter,
     pub(crate) start_seconds: Histogram,
     pub(crate) evictions: IntCounter,
@@ -16,9 +19,13 @@ pub(crate) struct Metrics {
 impl Metrics {
     /// Registers them.
     pub(crate) fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
-        let states = IntGaugeVec::new(Opts::new("dartcloud_sandbox_count", "Sandboxes of functions."), &["state"])?;
+        let states = IntGaugeVec::new(Opts::new("dartcloud_sandbox_count", "Sandboxes, by what they do."), &["state"])?;
         let starts =
             IntCounterVec::new(Opts::new("dartcloud_sandbox_starts_total", "Starts of sandboxes."), &["result"])?;
+        let from_blank = IntCounter::new(
+            "dartcloud_sandbox_blanks_used_total",
+            "Starts of sandboxes that found a blank one ready.",
+        )?;
         let start_seconds = Histogram::with_opts(
             HistogramOpts::new("dartcloud_sandbox_start_seconds", "Time of a sandbox's start, once it was its turn.")
                 .buckets(vec![0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6]),
@@ -29,10 +36,13 @@ impl Metrics {
         )?;
         registry.register(Box::new(states.clone()))?;
         registry.register(Box::new(starts.clone()))?;
+        registry.register(Box::new(from_blank.clone()))?;
         registry.register(Box::new(start_seconds.clone()))?;
         registry.register(Box::new(evictions.clone()))?;
         Ok(Self {
             states: ["starting", "warm", "busy"].map(|state| states.with_label_values(&[state])),
+            blank: states.with_label_values(&["blank"]),
+            from_blank,
             started: starts.with_label_values(&["ok"]),
             failed: starts.with_label_values(&["failed"]),
             start_seconds,
@@ -40,9 +50,9 @@ impl Metrics {
         })
     }
 
-    /// Shows how many sandboxes are starting, idle and busy.
-    pub(crate) fn show(&self, states: [usize; 3]) {
-        for (gauge, count) in self.states.iter().zip(states) {
+    /// Shows how many sandboxes are starting, idle and busy, and how many are blank.
+    pub(crate) fn show(&self, states: [usize; 3], blank: usize) {
+        for (gauge, count) in self.states.iter().chain([&self.blank]).zip(states.into_iter().chain([blank])) {
             gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
         }
     }

@@ -1,17 +1,22 @@
 //! Sandboxes: hardened containers in which functions and builds run. This module leases them by deployment; how one
-//! is made is said in [`spec`], when one is started or removed in [`pool`].
+//! is made is said in [`spec`], when one is started or removed in [`pool`], how many wait blank in [`shelves`].
 //!
-//! A call that finds a warm sandbox never waits for Docker. All calls that wait for one deployment share its starts.
+//! A call that finds a warm or a blank sandbox never waits for Docker. All calls that wait for one deployment share
+//! its starts.
 
 mod args;
+mod blank;
+mod blanks;
 mod cgroup;
 mod dispatch;
 mod docker;
+mod function;
 mod lease;
 mod metrics;
 mod mounts;
 mod pool;
 mod runner_link;
+mod shelves;
 mod site;
 mod spec;
 mod workshop;
@@ -34,6 +39,7 @@ pub use lease::{Exit, Gone, How, Lease, ResultFile};
 pub use mounts::{Build, MountError};
 pub use workshop::{BuildError, BuildExit, BuildJob};
 
+use blanks::Blanks;
 use dispatch::State;
 use docker::Engine;
 use metrics::Metrics;
@@ -111,6 +117,7 @@ pub struct Sandboxes {
     runtimes: Arc<Runtimes>,
     metrics: Metrics,
     state: Mutex<State>,
+    blanks: Blanks,
     total_mb: u64,
     starts: Semaphore,
     builds: Semaphore,
@@ -155,6 +162,7 @@ impl Sandboxes {
         let sandboxes = Arc::new(Self {
             site,
             args: args.clone(),
+            blanks: Blanks::new(&runtimes, args),
             runtimes,
             metrics: Metrics::new(registry)?,
             state: Mutex::new(State::new(total_mb, args.sandbox_queue as usize)),
@@ -167,6 +175,7 @@ impl Sandboxes {
             runtime: tokio::runtime::Handle::current(),
         });
         sandboxes.tasks.spawn(Arc::clone(&sandboxes).keep_house());
+        sandboxes.tasks.spawn(Arc::clone(&sandboxes).keep_blanks());
         Ok(sandboxes)
     }
 
@@ -201,6 +210,7 @@ impl Sandboxes {
     /// to half a minute.
     pub async fn close(self: &Arc<Self>) {
         self.stop.cancel();
+        self.blanks.close();
         let (waiters, removals) = {
             let mut state = self.lock();
             state.closing = true;

@@ -16,7 +16,7 @@ use common::ids::SandboxId;
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 
 use super::ResultFile;
-use super::spec::{Bind, CONFIG, FUNCTION, REQUEST, RESULT, Reach};
+use super::spec::{Bind, CONFIG, FUNCTION, REQUEST, RESULT, Reach, SPARE};
 
 /// A build that a sandbox uses; whoever keeps builds counts these.
 pub type Build = Arc<dyn AsRef<Path> + Send + Sync>;
@@ -66,6 +66,7 @@ pub(crate) struct Room {
 /// inodes and no others.
 #[derive(Debug)]
 pub(crate) struct Exchange {
+    config: File,
     request: File,
     result: File,
 }
@@ -171,8 +172,15 @@ impl Room {
         ]
     }
 
+    /// Puts the program of spare processes where the sandbox finds it.
+    pub(crate) fn place_spare(&self, script: &str) -> Result<(), MountError> {
+        let path = self.link().join(SPARE);
+        fs::write(&path, script).map_err(failed("write", &path))?;
+        fs::set_permissions(&path, Permissions::from_mode(0o644)).map_err(failed("open up", &path))
+    }
+
     /// Makes the files of the exchange, on a file system of `megabytes` of their own.
-    pub(crate) fn open_exchange(&self, megabytes: u32, config: &[u8]) -> Result<Exchange, MountError> {
+    pub(crate) fn open_exchange(&self, megabytes: u32) -> Result<Exchange, MountError> {
         let path = self.exchange();
         let options =
             std::ffi::CString::new(format!("size={megabytes}m,nr_inodes=16,mode=0755")).expect("numbers hold no NUL");
@@ -185,10 +193,12 @@ impl Room {
             file.set_permissions(Permissions::from_mode(mode)).map_err(failed("open up", &path))?;
             Ok(file)
         };
-        let config_file = create(CONFIG, 0o644)?;
-        config_file.write_all_at(config, 0).map_err(failed("write", &path))?;
         // The result belongs to root, so that the function can write it and not lock anybody out of it.
-        Ok(Exchange { request: create(REQUEST, 0o644)?, result: create(RESULT, 0o666)? })
+        Ok(Exchange {
+            config: create(CONFIG, 0o644)?,
+            request: create(REQUEST, 0o644)?,
+            result: create(RESULT, 0o666)?,
+        })
     }
 
     /// Mounts a build at `/function`, in the container as well.
@@ -211,6 +221,11 @@ impl Room {
 }
 
 impl Exchange {
+    /// Puts the deployment's limits and environment where the function reads them. Once: nothing was there before.
+    pub(crate) fn configure(&self, config: &[u8]) -> io::Result<()> {
+        self.config.write_all_at(config, 0)
+    }
+
     /// Puts the request where the function reads it.
     pub(crate) fn ask(&self, request: &[u8]) -> io::Result<()> {
         self.request.write_all_at(request, 0)

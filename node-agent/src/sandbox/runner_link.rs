@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use bytes::{Buf, BytesMut};
-use runner::wire::{self, Report, Run};
+use runner::wire::{self, Malformed, Report};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 
@@ -73,7 +73,7 @@ impl Link {
             && matches!(self.stream.try_read(&mut byte), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
     }
 
-    /// Asks for a run; `frame` is an encoded [`Run`].
+    /// Sends an order; `frame` is an encoded [`wire::Order`].
     pub(crate) async fn send(&mut self, frame: &[u8]) -> io::Result<()> {
         self.stream.write_all(frame).await
     }
@@ -98,9 +98,9 @@ impl Link {
 /// Room for one read; a run that prints a line needs less.
 const READ_BYTES: usize = 4096;
 
-/// `run` as a frame, made once for all invocations of a sandbox.
-pub(crate) fn encode(run: &Run) -> io::Result<Vec<u8>> {
+/// A frame, made once and sent often.
+pub(crate) fn encode(order: impl FnOnce(&mut Vec<u8>) -> Result<(), Malformed>) -> io::Result<Vec<u8>> {
     let mut frame = Vec::new();
-    run.encode(&mut frame).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+    order(&mut frame).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
     Ok(frame)
 }

@@ -8,13 +8,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use common::ids::{DeploymentId, NodeId, SandboxId};
+use common::ids::{NodeId, SandboxId};
 use tokio::runtime::Handle;
 use tokio::sync::OnceCell;
 use tokio_util::task::TaskTracker;
 
 use super::SandboxArgs;
-use super::cgroup::OomCounter;
+use super::cgroup::Group;
 use super::docker::{DockerError, Engine, Image};
 use super::mounts::{Ground, MountError, Room};
 use super::runner_link::{Link, Threshold};
@@ -49,6 +49,8 @@ pub(crate) enum Fault {
     Work(#[source] io::Error),
     #[error("the runtime is unknown on this node: add its file")]
     Runtime,
+    #[error("the sandbox's memory cannot be limited: {0}")]
+    Memory(#[source] io::Error),
 }
 
 /// All that sandboxes are made from.
@@ -89,14 +91,14 @@ pub(crate) struct Claim {
 #[derive(Debug)]
 pub(crate) struct Sandbox {
     pub(crate) link: Link,
-    oom: Option<OomCounter>,
+    group: Option<Group>,
+    memory_mb: u32,
     // After the link, so that the runner ends itself while Docker is still asked to.
     claim: Claim,
 }
 
 /// What differs between sandboxes.
 pub(crate) struct Wish {
-    pub(crate) deployment: Option<DeploymentId>,
     pub(crate) image: Image,
     pub(crate) limits: Limits,
     pub(crate) network: Option<String>,
@@ -188,7 +190,6 @@ impl Claim {
         let container = spec::container(&Blueprint {
             node: site.node,
             sandbox: self.id,
-            deployment: wish.deployment,
             image: wish.image.id,
             uid: self.uid,
             limits: wish.limits,
@@ -206,12 +207,11 @@ impl Claim {
             },
             end = site.engine.end(&name) => return Err(Fault::Ended(end)),
         };
-        let oom = OomCounter::of(link.pid());
-        if let Err(error) = &oom {
+        let group = Group::of(link.pid());
+        if let Err(error) = &group {
             tracing::warn!(%error, "a sandbox's control group cannot be read: want of memory will look like a crash");
         }
-        let oom = oom.ok();
-        Ok(Sandbox { link, oom, claim: self })
+        Ok(Sandbox { link, group: group.ok(), memory_mb: wish.limits.memory_mb, claim: self })
     }
 
     /// Gives everything back. An error is logged, and what is left is swept up later.
@@ -256,7 +256,32 @@ impl Sandbox {
 
     /// Whether the kernel killed in it for want of memory since this was asked last.
     pub(crate) fn ran_out_of_memory(&mut self) -> bool {
-        self.oom.as_mut().is_some_and(OomCounter::advanced)
+        self.group.as_mut().is_some_and(Group::ran_out_of_memory)
+    }
+
+    /// The memory that it uses, in bytes.
+    pub(crate) fn memory_used(&self) -> u64 {
+        self.group.as_ref().and_then(|group| group.memory_used().ok()).unwrap_or(0)
+    }
+
+    /// Lets it use as much memory as a deployment grants. The Engine learns of it in the background: what it shows
+    /// is true a moment later, and no call waits for that.
+    pub(crate) fn limit_memory(&mut self, memory_mb: u32) -> io::Result<()> {
+        if memory_mb == self.memory_mb {
+            return Ok(());
+        }
+        let group = self.group.as_ref().ok_or_else(|| io::Error::other("its control group cannot be found"))?;
+        group.limit_memory(u64::from(memory_mb) * 1024 * 1024)?;
+        self.memory_mb = memory_mb;
+        let (site, id) = (Arc::clone(&self.claim.site), self.claim.id);
+        let told = async move {
+            if let Err(error) = site.engine.limit_memory(&name(id), memory_mb).await {
+                // Most often it is gone already.
+                tracing::debug!(sandbox = %id, %error, "the Engine was not told of a sandbox's memory");
+            }
+        };
+        self.claim.site.tasks.spawn_on(told, &self.claim.site.runtime);
+        Ok(())
     }
 
     /// Ends it and waits until it is gone.

@@ -11,13 +11,12 @@ use bollard::models::{
     ContainerCreateBody, HostConfig, HostConfigCgroupnsModeEnum, HostConfigLogConfig, Mount, MountBindOptions,
     MountBindOptionsPropagationEnum, MountType, ResourcesUlimits, RestartPolicy, RestartPolicyNameEnum,
 };
-use common::ids::{DeploymentId, NodeId, SandboxId};
+use common::ids::{NodeId, SandboxId};
 
 /// Label of everything that an agent makes in Docker; its value is the node's id.
 pub(crate) const NODE_LABEL: &str = "dartcloud.node";
 /// Label of a sandbox's container; its value is the sandbox's id.
 pub(crate) const SANDBOX_LABEL: &str = "dartcloud.sandbox";
-const DEPLOYMENT_LABEL: &str = "dartcloud.deployment";
 
 /// Where a sandbox finds its function.
 pub(crate) const FUNCTION: &str = "/function";
@@ -36,6 +35,10 @@ const RUNNER: &str = "/run/dartcloud-runner";
 const LINK: &str = "/run/dartcloud";
 /// The name of the agent's socket in its directory.
 pub(crate) const SOCKET: &str = "agent.sock";
+/// The program of spare processes, beside the socket.
+pub(crate) const SPARE: &str = "spare";
+/// Where a sandbox finds that.
+pub(crate) const SPARE_PATH: &str = "/run/dartcloud/spare";
 
 /// Which system calls sandboxes may make.
 const SECCOMP: &str = include_str!("../../../deploy/seccomp.json");
@@ -56,8 +59,6 @@ const OOM_SCORE: i64 = 500;
 pub(crate) struct Blueprint {
     pub(crate) node: NodeId,
     pub(crate) sandbox: SandboxId,
-    /// For whom it is made; a build has none.
-    pub(crate) deployment: Option<DeploymentId>,
     /// The image, by its id.
     pub(crate) image: String,
     /// User and group; no other sandbox that lives has it.
@@ -104,13 +105,10 @@ pub(crate) enum Reach {
 
 /// The container's settings.
 pub(crate) fn container(blueprint: &Blueprint) -> ContainerCreateBody {
-    let mut labels = HashMap::from([
+    let labels = HashMap::from([
         (NODE_LABEL.to_owned(), blueprint.node.to_string()),
         (SANDBOX_LABEL.to_owned(), blueprint.sandbox.to_string()),
     ]);
-    if let Some(deployment) = blueprint.deployment {
-        labels.insert(DEPLOYMENT_LABEL.to_owned(), deployment.to_string());
-    }
     let uid = blueprint.uid.max(LEAST_UID);
     ContainerCreateBody {
         image: Some(blueprint.image.clone()),
@@ -206,7 +204,6 @@ mod tests {
         Blueprint {
             node: NodeId::new(),
             sandbox: SandboxId::new(),
-            deployment: Some(DeploymentId::new()),
             image: "sha256:1".into(),
             uid: 2_000_001,
             limits: Limits { memory_mb: 128, cpus: 0.5, pids: 64, tmp_mb: 16, file_mb: 32 },
@@ -241,7 +238,6 @@ mod tests {
             "Labels": {
                 "dartcloud.node": blueprint.node.to_string(),
                 "dartcloud.sandbox": blueprint.sandbox.to_string(),
-                "dartcloud.deployment": blueprint.deployment.unwrap().to_string(),
             },
             "HostConfig": {
                 "CapDrop": ["ALL"],
@@ -279,6 +275,11 @@ mod tests {
     }
 
     #[test]
+    fn the_spare_lies_beside_the_socket() {
+        assert_eq!(SPARE_PATH, format!("{LINK}/{SPARE}"));
+    }
+
+    #[test]
     fn a_network_only_where_granted() {
         let made = container(&Blueprint { network: Some("bridge".into()), ..blueprint() });
         assert_eq!(made.host_config.unwrap().network_mode.as_deref(), Some("bridge"));
@@ -286,9 +287,8 @@ mod tests {
 
     #[test]
     fn never_a_user_of_the_machine() {
-        let made = container(&Blueprint { uid: 0, deployment: None, ..blueprint() });
+        let made = container(&Blueprint { uid: 0, ..blueprint() });
         assert_eq!(made.user.as_deref(), Some("65534:65534"));
-        assert_eq!(made.labels.unwrap().get(DEPLOYMENT_LABEL), None);
     }
 
     #[test]
@@ -355,6 +355,10 @@ mod tests {
             "lookup_dcookie",
             "mbind",
             "move_pages",
+            // What they make outlives processes, and so the call.
+            "shmget",
+            "semget",
+            "msgget",
         ] {
             assert!(!allowed.contains(&refused), "{refused} is allowed");
         }

@@ -11,7 +11,7 @@ use runner::wire::{How as Ended, Report, Run};
 use tokio::sync::mpsc;
 
 use super::docker::{DockerError, Image};
-use super::lease::environment;
+use super::function::environment;
 use super::runner_link;
 use super::site::{Fault, Sandbox, Wish};
 use super::spec::{AUTHORITIES, Bind, Limits, Reach, WORK};
@@ -128,10 +128,10 @@ impl Sandboxes {
             timeout_ms: args.build_timeout_seconds.saturating_mul(1000),
             output_cap_bytes: u64::from(args.build_output_kb) * 1024,
             merged: true,
+            call: Vec::new(),
         };
-        let frame = runner_link::encode(&run).map_err(|_| Fault::Environment)?;
+        let frame = runner_link::encode(|frame| run.encode(frame)).map_err(|_| Fault::Environment)?;
         let wish = Wish {
-            deployment: None,
             image,
             limits: Limits {
                 memory_mb: args.build_memory_mb,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use common::error::Chain;
 use common::invocation::Record;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::Spool;
@@ -17,7 +17,8 @@ use crate::backoff::Backoff;
 const BATCH_RECORDS: usize = 500;
 /// Most bytes of a batch as it lies in the spool; a gateway takes as much in one body.
 const BATCH_BYTES: usize = 4 * 1024 * 1024;
-/// How long the first record of a batch waits for others.
+/// Least time between the beginnings of two batches that are not full, so that records come together. The first one
+/// after a quiet time goes at once: whoever calls a function and then asks for its log finds the call there.
 const LINGER: Duration = Duration::from_millis(100);
 /// How long the sink has for a batch.
 const SHIP_DEADLINE: Duration = Duration::from_secs(30);
@@ -35,12 +36,16 @@ struct Batch {
 
 pub(super) async fn run(spool: &Arc<Spool>, sink: &dyn Ship, stop: &CancellationToken) {
     let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
+    let mut next = Instant::now();
     while !stop.is_cancelled() {
         let appended = spool.appended.notified();
         if spool.pending() == 0 {
             tokio::select! { () = appended => {}, () = stop.cancelled() => break }
         }
-        tokio::select! { () = linger(spool) => {}, () = stop.cancelled() => break }
+        if spool.pending() < BATCH_RECORDS as u64 {
+            tokio::select! { () = sleep_until(next) => {}, () = stop.cancelled() => break }
+        }
+        next = Instant::now() + LINGER;
         let shipped = tokio::select! { shipped = ship_next(spool, sink) => shipped, () = stop.cancelled() => break };
         match shipped {
             Ok(()) => {
@@ -63,16 +68,6 @@ pub(super) async fn run(spool: &Arc<Spool>, sink: &dyn Ship, stop: &Cancellation
         if !matches!(timeout_at(deadline, ship_next(spool, sink)).await, Ok(Ok(()))) {
             tracing::info!(records = spool.pending(), "records stay in the spool and are shipped after the next start");
             break;
-        }
-    }
-}
-
-/// Waits for more, but not when there is a whole batch already.
-async fn linger(spool: &Spool) {
-    let deadline = Instant::now() + LINGER;
-    while spool.pending() < BATCH_RECORDS as u64 {
-        if timeout_at(deadline, spool.appended.notified()).await.is_err() {
-            return;
         }
     }
 }

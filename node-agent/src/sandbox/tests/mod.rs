@@ -3,6 +3,7 @@
 //!
 //! The function of most tests runs its request as a program, so that a test is its program and what comes of it.
 
+mod blanks;
 mod builds;
 mod calls;
 mod life;
@@ -33,9 +34,9 @@ struct Node {
 }
 
 #[derive(clap::Parser)]
-struct Settings {
+pub(super) struct Settings {
     #[command(flatten)]
-    args: SandboxArgs,
+    pub(super) args: SandboxArgs,
 }
 
 /// Runs `test` on a node whose settings `adjust` changed, then closes it and looks for what it left behind.
@@ -43,6 +44,8 @@ async fn on_node(adjust: impl FnOnce(&mut SandboxArgs), test: impl AsyncFnOnce(&
     let runner = std::env::var_os("RUNNER_PATH").expect("set RUNNER_PATH to the static `dartcloud-runner`");
     let mut args = <Settings as clap::Parser>::parse_from(["test"]).args;
     args.runner_path = Some(runner.into());
+    // Most tests count containers.
+    args.sandbox_blanks = 0;
     adjust(&mut args);
     let node = Node::open(args, NodeId::new(), tempfile::tempdir().unwrap()).await;
     let outcome = AssertUnwindSafe(test(&node)).catch_unwind().await;
@@ -100,6 +103,17 @@ impl Node {
     async fn call(&self, function: &(DeploymentSpec, Build), program: &str) -> Exit {
         let mut lease = self.lease(function).await.unwrap();
         lease.invoke(program.as_bytes(), RESULT_CAP).await.unwrap()
+    }
+
+    /// That of `containers` which is the lease's sandbox.
+    async fn container_of(&self, lease: &Lease, containers: &[String]) -> String {
+        for container in containers {
+            let labels = self.sandboxes.site.engine.inspect(container).await.config.and_then(|config| config.labels);
+            if labels.is_some_and(|labels| labels[spec::SANDBOX_LABEL] == lease.sandbox().to_string()) {
+                return container.clone();
+            }
+        }
+        panic!("none of {containers:?} is the lease's");
     }
 
     async fn containers(&self) -> Vec<String> {

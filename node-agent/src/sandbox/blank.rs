@@ -1,0 +1,77 @@
+//! A blank sandbox: its runner waits and, where that pays, so does a process; it has no code yet and belongs to no
+//! deployment. It becomes one deployment's once, and never blank again.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use common::runtime::Runtime;
+use runner::wire;
+
+use super::SandboxArgs;
+use super::docker::Image;
+use super::function::environment;
+use super::mounts::Exchange;
+use super::runner_link;
+use super::site::{Fault, Sandbox, Site, Wish};
+use super::spec::{Limits, SPARE_PATH};
+
+/// A sandbox that waits for its deployment.
+#[derive(Debug)]
+pub(crate) struct Blank {
+    pub(crate) sandbox: Sandbox,
+    pub(crate) exchange: Exchange,
+    pub(crate) image: Image,
+}
+
+impl Blank {
+    /// Starts one that may use `memory_mb` until its deployment says otherwise.
+    pub(crate) async fn start(
+        site: &Arc<Site>,
+        args: &SandboxArgs,
+        runtime: &Runtime,
+        image: Image,
+        memory_mb: u32,
+        egress: bool,
+    ) -> Result<Self, Fault> {
+        let claim = site.claim()?;
+        if let Some(spare) = &runtime.run.spare {
+            claim.room().place_spare(&spare.script)?;
+        }
+        let exchange = claim.room().open_exchange(args.sandbox_exchange_mb)?;
+        let wish = Wish {
+            image: image.clone(),
+            limits: Limits {
+                memory_mb,
+                cpus: args.cpus(args.sandbox_cpus),
+                pids: args.sandbox_pids,
+                tmp_mb: args.sandbox_tmp_mb,
+                file_mb: args.sandbox_tmp_mb.max(args.sandbox_exchange_mb),
+            },
+            network: site.network(egress).await?,
+            mounts: claim.room().binds(),
+        };
+        let mut sandbox = claim.occupy(wish).await?;
+        if let Some(frame) = keep(runtime, &image)? {
+            sandbox.link.send(&frame).await.map_err(Fault::Link)?;
+        }
+        Ok(Self { sandbox, exchange, image })
+    }
+
+    /// Whether its runner still waits.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.sandbox.link.is_idle()
+    }
+}
+
+/// The order to keep a process of the runtime ready, where it has such.
+fn keep(runtime: &Runtime, image: &Image) -> Result<Option<Vec<u8>>, Fault> {
+    let Some(spare) = &runtime.run.spare else { return Ok(None) };
+    let (early, _) = spare.split_env(&runtime.run.env);
+    let spare = wire::Spare {
+        argv: spare.command(SPARE_PATH).into_iter().map(String::into_bytes).collect(),
+        env: environment(image, &early, &BTreeMap::new()),
+        // Not where the function is, which it is told with the call.
+        cwd: b"/".to_vec(),
+    };
+    runner_link::encode(|frame| spare.encode(frame)).map(Some).map_err(|_| Fault::Environment)
+}
