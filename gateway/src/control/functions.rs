@@ -1,4 +1,4 @@
-//! A user's functions: list, one, delete; and the JSON in which they are shown.
+//! A user's functions: list, one; and the JSON in which they are shown.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +8,6 @@ use axum::extract::State as Extract;
 use common::function::{Access, Limits, Status};
 use common::ids::{FunctionId, UserId};
 use common::names::{FunctionName, RuntimeName};
-use http::StatusCode;
 use serde::Serialize;
 use store::Function;
 
@@ -98,22 +97,6 @@ pub(crate) async fn get(
     Ok(Json(View::new(function, state.base_url(&origin))))
 }
 
-/// `DELETE /api/functions/{id}`: with its versions, records, logs and data.
-pub(crate) async fn delete(
-    Extract(state): Extract<Arc<State>>,
-    Caller(owner): Caller,
-    Key(key): Key,
-) -> Result<StatusCode, Failure> {
-    let function = owned(&state, owner, &key).await?;
-    state.store.delete_function(owner, function.id).await?;
-    tracing::info!(function = %function.id, name = %function.name, "deleted");
-    reload_routes(&state).await?;
-    if let Some(active) = function.active {
-        state.fleet.retire(&[active.spec.deployment]);
-    }
-    Ok(StatusCode::NO_CONTENT)
-}
-
 /// The function behind a key, if it is `owner`'s; else it is not there, whoever's it is.
 pub(crate) async fn owned(state: &State, owner: UserId, key: &str) -> Result<Function, Failure> {
     // Nothing longer is an id or a name, and the store need not look.
@@ -130,7 +113,7 @@ const RELOADS: u32 = 4;
 const RELOAD_PAUSE: Duration = Duration::from_millis(100);
 
 /// Brings the route table up to what the store says. The store's change stands whatever happens here, so a store
-/// that hiccups is asked again.
+/// that hiccups is asked again, and one that is down, by the housekeeping, until it answers.
 pub(crate) async fn reload_routes(state: &State) -> Result<(), Failure> {
     let mut pause = RELOAD_PAUSE;
     for _ in 1..RELOADS {
@@ -141,5 +124,9 @@ pub(crate) async fn reload_routes(state: &State) -> Result<(), Failure> {
         tokio::time::sleep(pause).await;
         pause *= 2;
     }
-    Ok(state.routes.reload(state.store.as_ref()).await?)
+    let last = state.routes.reload(state.store.as_ref()).await;
+    if last.is_err() {
+        state.stale.notify_one();
+    }
+    Ok(last?)
 }

@@ -3,10 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use common::error::Chain;
+
 use super::State;
 
 /// The pause between two purges of expired tokens.
 const PURGE_PAUSE: Duration = Duration::from_secs(60 * 60);
+
+/// How long to wait before routes that could not be brought up to date are tried again.
+const RELOAD_PAUSE: Duration = Duration::from_secs(5);
 
 /// Once, before the first request: versions that a crash left in `building` have failed.
 pub(crate) async fn recover(state: &State) -> Result<(), store::Error> {
@@ -17,8 +22,13 @@ pub(crate) async fn recover(state: &State) -> Result<(), store::Error> {
     Ok(())
 }
 
-/// Until the gateway stops: deletes refresh tokens that have expired.
+/// Until the gateway stops.
 pub(crate) async fn run(state: Arc<State>) {
+    tokio::join!(purge_tokens(&state), catch_up(&state));
+}
+
+/// Deletes refresh tokens that have expired.
+async fn purge_tokens(state: &State) {
     loop {
         match state.store.purge_refresh_tokens().await {
             Ok(0) => {}
@@ -28,6 +38,23 @@ pub(crate) async fn run(state: Arc<State>) {
         tokio::select! {
             () = tokio::time::sleep(PURGE_PAUSE) => {}
             () = state.stop.cancelled() => return,
+        }
+    }
+}
+
+/// Brings the routes up to what the store says, where whoever changed it could not.
+async fn catch_up(state: &State) {
+    loop {
+        tokio::select! {
+            () = state.stale.notified() => {}
+            () = state.stop.cancelled() => return,
+        }
+        while let Err(error) = state.routes.reload(state.store.as_ref()).await {
+            tracing::warn!(error = %Chain(&error), "the routes lag behind the database: trying again");
+            tokio::select! {
+                () = tokio::time::sleep(RELOAD_PAUSE) => {}
+                () = state.stop.cancelled() => return,
+            }
         }
     }
 }

@@ -12,6 +12,7 @@ use common::runtime::Runtimes;
 use prometheus::Registry;
 use store::Store;
 use store::artifacts::Artifacts;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -23,6 +24,7 @@ pub(crate) mod auth;
 mod build_log;
 mod caller;
 pub(crate) mod config;
+mod deletion;
 mod deploy;
 mod error;
 mod functions;
@@ -45,6 +47,7 @@ pub(crate) use release::STOP_GRACE;
 pub(crate) use upload::edge_limit as upload_limit;
 
 use config::ControlArgs;
+use deletion::Deletions;
 use deploy::Deploys;
 use logs::Followers;
 use metrics::Metrics;
@@ -60,7 +63,7 @@ pub(crate) struct Parts {
     pub(crate) identity: Arc<Identity>,
     pub(crate) fleet: Fleet,
     pub(crate) routes: Arc<Routes>,
-    /// Deploys run on it; wait for it before the store is closed.
+    /// Deploys and deletions run on it; wait for it before the store is closed.
     pub(crate) tasks: TaskTracker,
     /// From its cancellation on no deploy begins, and those under way have a deadline.
     pub(crate) stop: CancellationToken,
@@ -81,8 +84,11 @@ pub(crate) struct State {
     args: ControlArgs,
     passwords: Passwords,
     deploys: Deploys,
+    deletions: Deletions,
     followers: Followers,
     metrics: Metrics,
+    /// Rung when the routes lag behind the store.
+    stale: Notify,
 }
 
 /// The control API cannot start.
@@ -103,8 +109,10 @@ impl State {
         Ok(Arc::new(Self {
             passwords: Passwords::start(args.password_threads.get(), registry)?,
             deploys: Deploys::new(args.deploy_concurrency.get(), registry)?,
+            deletions: Deletions::new(),
             followers: Followers::new(registry)?,
             metrics: Metrics::new(registry)?,
+            stale: Notify::new(),
             store,
             artifacts,
             runtimes,
@@ -134,7 +142,7 @@ pub(crate) fn router(state: Arc<State>) -> Router {
         .route("/api/auth/logout", post(auth::logout))
         .route("/api/auth/me", get(auth::me))
         .route("/api/functions", get(functions::list))
-        .route("/api/functions/{id}", get(functions::get).delete(functions::delete))
+        .route("/api/functions/{id}", get(functions::get).delete(deletion::delete))
         .route("/api/functions/{id}/logs", get(logs::logs))
         .route("/api/health", get(health::health))
         .route("/api/health/live", get(health::live))
@@ -142,7 +150,7 @@ pub(crate) fn router(state: Arc<State>) -> Router {
         .route_layer(from_fn(request::within_deadline));
     let uploads = Router::new()
         // A function may be called `deploy`, too.
-        .route("/api/functions/deploy", post(deploy::deploy).get(functions::get).delete(functions::delete))
+        .route("/api/functions/deploy", post(deploy::deploy).get(functions::get).delete(deletion::delete))
         .route_layer(upload::body_limit(state.caps.archive_bytes()));
     prompt
         .merge(uploads)

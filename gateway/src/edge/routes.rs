@@ -66,6 +66,12 @@ impl Routes {
         Ok(())
     }
 
+    /// Nothing is reloaded for as long as the guard is held.
+    #[cfg(test)]
+    pub(crate) async fn hold(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.reloading.lock().await
+    }
+
     /// The table of this moment. Do not hold it over an await.
     pub(crate) fn now(&self) -> arc_swap::Guard<Arc<Table>> {
         self.table.load()

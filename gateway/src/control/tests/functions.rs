@@ -1,5 +1,7 @@
 //! Listing, showing, deleting, and the records.
 
+use std::sync::Arc;
+
 use common::base64;
 use common::digest::Digest;
 use common::function::{Access, Limits};
@@ -10,7 +12,7 @@ use serde_json::{Value, json};
 use store::{Function, NewDeployment};
 use tower::ServiceExt as _;
 
-use super::{Api, delete, get};
+use super::{Api, delete, get, until};
 
 impl Api {
     /// A function that serves, as if a node had built it.
@@ -127,6 +129,36 @@ async fn delete_what_is_ours() {
     assert!(api.state.routes.now().by_path("ada", "a").is_none());
     api.check(delete("/api/functions/a", &token), 404, "not_found").await;
     api.check(get("/api/functions/a", &token), 404, "not_found").await;
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_does_not_end_its_deletion() {
+    let api = Api::start().await;
+    let (ada, token) = api.user("ada@example.com").await;
+    let function = api.function(ada, "a").await;
+    api.state.routes.reload(api.state.store.as_ref()).await.unwrap();
+    let held = api.state.routes.hold().await;
+    let call = tokio::spawn(api.router.clone().oneshot(delete("/api/functions/a", &token)));
+    let deleted = async { while api.state.store.function(ada, "a").await.unwrap().is_some() {} };
+    tokio::time::timeout(std::time::Duration::from_secs(20), deleted).await.unwrap();
+    call.abort();
+    assert!(call.await.unwrap_err().is_cancelled());
+    assert!(api.state.routes.now().by_path("ada", "a").is_some(), "the route is still to go");
+    drop(held);
+    until("its route is gone", || api.state.routes.now().by_path("ada", "a").is_none()).await;
+    api.check(delete(&format!("/api/functions/{}", function.id), &token), 404, "not_found").await;
+}
+
+#[tokio::test]
+async fn routes_that_lag_behind_are_caught_up() {
+    let api = Api::start().await;
+    let (ada, _) = api.user("ada@example.com").await;
+    api.function(ada, "a").await;
+    let housekeeping = tokio::spawn(crate::control::housekeeping::run(Arc::clone(&api.state)));
+    api.state.stale.notify_one();
+    until("it serves", || api.state.routes.now().by_path("ada", "a").is_some()).await;
+    api.state.stop.cancel();
+    tokio::time::timeout(std::time::Duration::from_secs(20), housekeeping).await.unwrap().unwrap();
 }
 
 #[tokio::test]
