@@ -43,6 +43,8 @@ type Names = HashMap<Box<str>, Arc<Route>>;
 pub(crate) struct Table {
     functions: HashMap<FunctionId, Arc<Route>>,
     deployments: HashMap<DeploymentId, Arc<Route>>,
+    /// Of each function that serves, the version before: calls that were let in before the swap still go to it.
+    replaced: HashMap<DeploymentId, Arc<Route>>,
     by_handle: HashMap<Box<str>, Names>,
     by_owner: HashMap<UserId, Names>,
 }
@@ -82,9 +84,18 @@ impl Table {
     /// A table of `serving`; functions that `before` has keep their counters.
     fn of(serving: Vec<Function>, before: &Self) -> Self {
         let mut table = Self::default();
+        let replaced: HashMap<_, _> = before.replaced.values().map(|route| (route.spec.function, route)).collect();
         for function in serving {
             let Some(active) = function.active else { continue };
-            let admission = before.functions.get(&function.id).map(|route| route.admission.clone());
+            let earlier = before.functions.get(&function.id);
+            let admission = earlier.map(|route| route.admission.clone());
+            let previous = match earlier {
+                Some(earlier) if earlier.spec.deployment != active.spec.deployment => Some(earlier),
+                _ => replaced.get(&function.id).copied(),
+            };
+            if let Some(previous) = previous {
+                table.replaced.insert(previous.spec.deployment, previous.clone());
+            }
             let route = Arc::new(Route {
                 owner: function.owner,
                 access: active.access,
@@ -116,9 +127,14 @@ impl Table {
         by_id.filter(|route| route.owner == owner).or_else(by_name)
     }
 
-    /// A version that serves.
+    /// A version that calls may be on their way to: one that serves, or the one that it replaced.
     pub(crate) fn by_deployment(&self, id: DeploymentId) -> Option<&Arc<Route>> {
-        self.deployments.get(&id)
+        self.deployments.get(&id).or_else(|| self.replaced.get(&id))
+    }
+
+    /// Whether a version serves.
+    pub(crate) fn serves(&self, id: DeploymentId) -> bool {
+        self.deployments.contains_key(&id)
     }
 }
 
@@ -248,5 +264,33 @@ mod tests {
         assert!(route.admission.admit(1).is_none());
         drop(permit);
         assert!(route.admission.admit(1).is_some());
+    }
+
+    #[test]
+    fn the_version_before_can_be_asked_for_until_the_next_one() {
+        let ann = UserId::new();
+        let mut hers = function(ann, "ann", "hello");
+        let mut table = Table::default();
+        let mut versions = Vec::new();
+        let mut check = |hers: &[Function], known: [bool; 3], serves: [bool; 3]| {
+            // Twice: a reload for another function's sake changes nothing.
+            for _ in 0..2 {
+                table = Table::of(hers.to_vec(), &table);
+                versions.extend(hers.first().map(|hers| hers.active.as_ref().unwrap().spec.deployment));
+                versions.dedup();
+                let (mut found, mut serving) = ([false; 3], [false; 3]);
+                for (place, id) in versions.iter().enumerate() {
+                    found[place] = table.by_deployment(*id).is_some_and(|route| route.spec.deployment == *id);
+                    serving[place] = table.serves(*id);
+                }
+                assert_eq!((found, serving), (known, serves));
+            }
+        };
+        check(&[hers.clone()], [true, false, false], [true, false, false]);
+        hers.active.as_mut().unwrap().spec.deployment = DeploymentId::new();
+        check(&[hers.clone()], [true, true, false], [false, true, false]);
+        hers.active.as_mut().unwrap().spec.deployment = DeploymentId::new();
+        check(&[hers.clone()], [false, true, true], [false, false, true]);
+        check(&[], [false; 3], [false; 3]);
     }
 }

@@ -111,7 +111,7 @@ async fn register(
     };
     link.max_connections.store(max_connections, Ordering::Relaxed);
     say(frames, &GatewayMessage::Welcome { protocol: VERSION }).await?;
-    let unwanted = fleet.unwanted(deployments, |id| routes.now().by_deployment(id).is_some());
+    let unwanted = fleet.unwanted(deployments, |id| routes.now().serves(id));
     if !unwanted.is_empty() {
         say(frames, &GatewayMessage::Retire { deployments: unwanted }).await?;
     }

@@ -35,7 +35,7 @@ async fn first_and_again() {
     let order = node.orders().remove(0);
     assert_eq!((order.entrypoint.as_str(), order.version), ("main.py", 1));
     assert_eq!(order.deployment.to_string(), first["deploymentId"].as_str().unwrap());
-    assert!(api.state.routes.now().by_deployment(order.deployment).is_some());
+    assert!(api.state.routes.now().serves(order.deployment));
 
     let settings = br#"{"timeout_ms": 86400000, "access": "public", "env": {"A": "b"}}"#;
     let body = form(&[("name", b"a"), ("archive", &python()), ("settings", settings)]);
