@@ -109,6 +109,8 @@ codes! {
     NodeLost = "node_lost", 502, Platform;
     /// No node can take the call.
     NoNode = "no_node", 503, Platform;
+    /// There is no room for one more connection, or one more large body.
+    Overloaded = "overloaded", 503, Platform;
     /// The node could not start a sandbox.
     NoSandbox = "no_sandbox", 503, Platform;
     /// The database does not answer.

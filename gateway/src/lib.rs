@@ -34,6 +34,7 @@ pub use edge::limits::LimitArgs;
 pub use edge::listener::ListenArgs;
 pub use error::{LinkError, StartError};
 
+use edge::body_room::BodyRoom;
 use edge::control_call::ControlCalls;
 use edge::identity::Identity;
 use edge::limits::{Limits, SWEEP};
@@ -141,6 +142,9 @@ impl Gateway {
         tasks.spawn_on(sweep(limits.clone(), end.clone()), control.handle());
         tasks.spawn_on(control::housekeeping::run(state.clone()), control.handle());
 
+        let max_request_bytes = shared.bodies.request_bytes() as u64;
+        // A single body always fits.
+        let room = settings.limits.request_buffer_bytes().max(max_request_bytes);
         let edge = Arc::new(Edge {
             routes,
             identity,
@@ -151,9 +155,10 @@ impl Gateway {
                 runtime: control.handle().clone(),
                 tasks: TaskTracker::new(),
             },
+            room: Arc::new(BodyRoom::new(room, metrics.request_buffer.clone())),
             metrics,
             tasks: TaskTracker::new(),
-            max_request_bytes: shared.bodies.request_bytes() as u64,
+            max_request_bytes,
             max_upload_bytes: control::upload_limit(shared.archives.archive_bytes()),
             draining: AtomicBool::new(false),
         });

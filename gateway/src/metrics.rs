@@ -57,6 +57,8 @@ pub(crate) struct Metrics {
     pub(crate) in_flight: IntGauge,
     /// Public connections that are open.
     pub(crate) connections: IntGauge,
+    /// What the room for bodies holds, in bytes.
+    pub(crate) request_buffer: IntGauge,
     /// Nodes that take calls.
     pub(crate) nodes: IntGauge,
 }
@@ -82,12 +84,15 @@ impl Metrics {
         )?;
         let in_flight = IntGauge::new("dartcloud_gateway_requests_in_flight", "Requests under way")?;
         let connections = IntGauge::new("dartcloud_gateway_connections", "Public connections that are open")?;
+        let request_buffer =
+            IntGauge::new("dartcloud_gateway_request_buffer_bytes", "Bodies of calls that are gathered at the edge")?;
         let nodes = IntGauge::new("dartcloud_gateway_nodes", "Nodes that take calls")?;
         registry.register(Box::new(requests.clone()))?;
         registry.register(Box::new(durations.clone()))?;
         registry.register(Box::new(errors.clone()))?;
         registry.register(Box::new(in_flight.clone()))?;
         registry.register(Box::new(connections.clone()))?;
+        registry.register(Box::new(request_buffer.clone()))?;
         registry.register(Box::new(nodes.clone()))?;
         Ok(Self {
             requests: KINDS.map(|(_, kind)| ENDINGS.map(|(_, outcome)| requests.with_label_values(&[kind, outcome]))),
@@ -95,6 +100,7 @@ impl Metrics {
             errors,
             in_flight,
             connections,
+            request_buffer,
             nodes,
         })
     }

@@ -12,13 +12,13 @@ use common::error::{Chain, Code, PublicError};
 use common::protocol::{DEPLOYMENT, FORM, INVOCATION, ORDER, ORDER_INVOKE};
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Request, Response, Uri, Version};
-use http_body_util::{BodyExt as _, Either};
+use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::TaskTracker;
 
-use super::body::{ClientBody, Cut, NodeBody};
+use super::body::{Cut, NodeBody};
 use super::limits::Permit;
 use super::routes::Route;
 use crate::fleet::Fleet;
@@ -42,7 +42,7 @@ const FORM_NAME: HeaderName = HeaderName::from_static(FORM);
 pub(crate) struct Invocation {
     pub(crate) route: Arc<Route>,
     pub(crate) parts: Parts,
-    pub(crate) body: ClientBody,
+    pub(crate) body: Payload,
     /// What the function sees as its path and query.
     pub(crate) target: Uri,
     /// [`common::protocol::FORM_HTTP`] or [`common::protocol::FORM_ENVELOPE`].
@@ -94,7 +94,7 @@ pub(crate) async fn forward(
 fn order(
     route: &Route,
     mut parts: Parts,
-    body: ClientBody,
+    body: Payload,
     target: Uri,
     form: &'static str,
     id: HeaderValue,
@@ -106,7 +106,7 @@ fn order(
     parts.headers.insert(DEPLOYMENT_NAME, route.deployment.clone());
     parts.headers.insert(INVOCATION_NAME, id);
     parts.headers.insert(FORM_NAME, HeaderValue::from_static(form));
-    Request::from_parts(parts, Either::Left(body))
+    Request::from_parts(parts, body)
 }
 
 fn explain(error: &hyper::Error) -> PublicError {

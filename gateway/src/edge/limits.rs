@@ -20,6 +20,15 @@ pub struct LimitArgs {
     /// Attempts a minute, from one address, to register, to log in or to refresh.
     #[arg(long, env = "RATE_LIMIT_LOGIN", default_value = "30")]
     pub rate_limit_login: NonZeroU32,
+    /// Room for bodies of calls that are on their way in, over all of them, in MiB; the first 16 KiB of each are free.
+    #[arg(long, env = "REQUEST_BUFFER_MB", default_value = "256")]
+    pub request_buffer_mb: NonZeroU32,
+}
+
+impl LimitArgs {
+    pub(crate) fn request_buffer_bytes(&self) -> u64 {
+        u64::from(self.request_buffer_mb.get()) * common::settings::MIB as u64
+    }
 }
 
 /// How often clients that were silent for a while are forgotten.
@@ -129,6 +138,11 @@ pub(crate) struct Admission(AtomicU32);
 pub(crate) struct Permit(Arc<Admission>);
 
 impl Admission {
+    /// Whether `limit` permits are out. A moment later it may be otherwise.
+    pub(crate) fn is_full(&self, limit: u32) -> bool {
+        self.0.load(Ordering::Acquire) >= limit
+    }
+
     /// A permit, unless `limit` are out.
     pub(crate) fn admit(self: &Arc<Self>, limit: u32) -> Option<Permit> {
         // One addition and, seldom, one subtraction: cheaper between threads than a loop of comparisons.
@@ -154,6 +168,10 @@ mod tests {
         Client::Address(text.parse().unwrap())
     }
 
+    fn limits(rate: NonZeroU32) -> Limits {
+        Limits::new(&LimitArgs { rate_limit_per_client: rate, rate_limit_login: rate, request_buffer_mb: rate })
+    }
+
     #[test]
     fn neighbourhoods() {
         let check = |given: &str, crowded, expected: &str| {
@@ -171,7 +189,7 @@ mod tests {
     #[test]
     fn a_burst_of_twice_the_rate_then_429() {
         let per_client = NonZeroU32::new(5).unwrap();
-        let limits = Limits::new(&LimitArgs { rate_limit_per_client: per_client, rate_limit_login: per_client });
+        let limits = limits(per_client);
         let ann = Client::User(UserId::new());
         assert!((0..10).all(|_| limits.client(ann).is_ok()));
         let error = limits.client(ann).unwrap_err();
@@ -182,7 +200,7 @@ mod tests {
     #[test]
     fn logins_by_minute() {
         let two = NonZeroU32::new(2).unwrap();
-        let limits = Limits::new(&LimitArgs { rate_limit_per_client: two, rate_limit_login: two });
+        let limits = limits(two);
         let here: IpAddr = "192.0.2.1".parse().unwrap();
         assert!(limits.login(here).is_ok() && limits.login(here).is_ok());
         assert!(limits.login(here).unwrap_err().retry_after.unwrap() >= 29);

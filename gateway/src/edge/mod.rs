@@ -12,6 +12,7 @@ use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, Request, Response, Uri};
+use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use tokio_util::task::TaskTracker;
 
@@ -19,6 +20,7 @@ use crate::fleet::Fleet;
 use crate::metrics::{Kind, Metrics};
 
 pub(crate) mod body;
+pub(crate) mod body_room;
 pub(crate) mod control_call;
 mod forward;
 mod gate;
@@ -30,6 +32,7 @@ mod receipt;
 pub(crate) mod routes;
 
 use body::{AnswerBody, ClientBody};
+use body_room::BodyRoom;
 use control_call::ControlCalls;
 use forward::Invocation;
 use identity::{Denied, Identity};
@@ -51,6 +54,8 @@ pub(crate) struct Edge {
     pub(crate) metrics: Arc<Metrics>,
     /// Calls whose client went away.
     pub(crate) tasks: TaskTracker,
+    /// Where the bodies of calls become whole.
+    pub(crate) room: Arc<BodyRoom>,
     /// Largest body of a call, in bytes.
     pub(crate) max_request_bytes: u64,
     /// Largest upload to the control API, in bytes.
@@ -189,7 +194,7 @@ impl Edge {
         self.limits.client(client)
     }
 
-    /// Concurrency, placement and forwarding.
+    /// The body, concurrency, placement and forwarding.
     async fn call(
         &self,
         call: Call,
@@ -199,13 +204,20 @@ impl Edge {
     ) -> Result<Answer, PublicError> {
         let Call { route, target, form, .. } = call;
         let limit = route.spec.limits.concurrency;
-        let Some(permit) = route.admission.admit(limit) else {
-            body.discard().await;
+        let busy = || {
             let sentence = format!("the function has {limit} calls under way, which is its limit: try again");
-            return Err(PublicError::new(Code::ConcurrencyLimited, sentence));
+            PublicError::new(Code::ConcurrencyLimited, sentence)
         };
-        let Some(link) = self.fleet.placed(route.spec.deployment).await else {
+        // Before its body is asked for, and again when it is here.
+        if route.admission.is_full(limit) {
             body.discard().await;
+            return Err(busy());
+        }
+        // A node reads the whole body before it does anything, so nothing is lost by reading it here, and whoever
+        // sends slowly holds nothing that others need.
+        let body = Either::Right(Full::new(self.room.gather(body).await?));
+        let permit = route.admission.admit(limit).ok_or_else(busy)?;
+        let Some(link) = self.fleet.placed(route.spec.deployment).await else {
             return Err(PublicError::new(Code::NoNode, "no node is linked: try again in a moment"));
         };
         let id = receipt.id_text.clone();

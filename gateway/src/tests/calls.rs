@@ -8,8 +8,9 @@ use common::protocol::{AgentMessage, GatewayMessage, Hello, Kind, VERSION};
 use futures_util::StreamExt as _;
 use http_body_util::Full;
 use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use super::house::{House, get, post, read, until};
+use super::house::{House, PATIENCE, get, post, read, until};
 use super::node::{Node, dial, frames, say};
 
 #[tokio::test]
@@ -167,6 +168,73 @@ async fn bodies_have_a_size() {
     house.stopped().await;
 }
 
+/// The head of a call with a body of `length` bytes.
+fn head(path: &str, token: &str, length: usize) -> Vec<u8> {
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {token}\r\nContent-Length: {length}\r\n\
+         Connection: close\r\n\r\n"
+    );
+    head.into_bytes()
+}
+
+#[tokio::test]
+async fn who_sends_slowly_holds_no_place() {
+    let (house, _node) = House::with_node(&[]).await;
+    let (handle, token) = house.user("ann@example.com").await;
+    house.deploy(&token, "hello", r#"{"concurrency":1}"#).await;
+    let path = format!("/f/{handle}/hello");
+    let mut slow = tokio::net::TcpStream::connect(house.address).await.unwrap();
+    slow.write_all(&[head(&path, &token, 4), b"sl".to_vec()].concat()).await.unwrap();
+    house.until_metric("dartcloud_gateway_requests_in_flight 1").await;
+    house.ask(post(&path, &token, "quick")).await.expect(200, "");
+    slow.write_all(b"ow").await.unwrap();
+    assert_eq!(rest(&mut slow).await["body"], "slow");
+    house.stopped().await;
+}
+
+#[tokio::test]
+async fn the_room_for_bodies_has_an_end() {
+    let (house, _node) = House::with_node(&["--max-request-mb", "1", "--request-buffer-mb", "1"]).await;
+    let (handle, token) = house.user("ann@example.com").await;
+    house.deploy(&token, "hello", "{}").await;
+    let path = format!("/f/{handle}/hello");
+    let length = 1024 * 1024;
+    let mut slow = tokio::net::TcpStream::connect(house.address).await.unwrap();
+    slow.write_all(&[head(&path, &token, length), vec![b'x'; length - 1]].concat()).await.unwrap();
+    house.until_metric(&format!("dartcloud_gateway_request_buffer_bytes {}", length - 1 - 16 * 1024)).await;
+    let refused = house.ask(post(&path, &token, &"x".repeat(length))).await.expect(503, "overloaded");
+    assert_eq!(refused.headers["retry-after"], "1");
+    house.ask(post(&path, &token, &"x".repeat(10_000))).await.expect(200, "");
+    slow.write_all(b"x").await.unwrap();
+    assert_eq!(rest(&mut slow).await["body"].as_str().unwrap().len(), length);
+    house.until_metric("dartcloud_gateway_request_buffer_bytes 0").await;
+    house.stopped().await;
+}
+
+#[tokio::test]
+async fn a_get_may_have_a_body() {
+    let (house, _node) = House::with_node(&[]).await;
+    let (handle, token) = house.user("ann@example.com").await;
+    house.deploy(&token, "hello", "{}").await;
+    let mut stream = tokio::net::TcpStream::connect(house.address).await.unwrap();
+    let head = format!("GET /f/{handle}/hello HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {token}\r\n");
+    let body = "Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n";
+    stream.write_all((head + body).as_bytes()).await.unwrap();
+    let seen = rest(&mut stream).await;
+    assert_eq!((&seen["method"], &seen["body"]), (&json!("GET"), &json!("abcde")));
+    assert_eq!(seen["headers"]["content-length"], "5");
+    house.stopped().await;
+}
+
+/// The JSON of the last answer on a connection.
+async fn rest(stream: &mut tokio::net::TcpStream) -> serde_json::Value {
+    let mut answer = String::new();
+    tokio::time::timeout(PATIENCE, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 200"), "{answer}");
+    serde_json::from_str(body).unwrap()
+}
+
 #[tokio::test]
 async fn nodes_come_and_go() {
     let house = House::start(&[]).await;
@@ -249,7 +317,6 @@ async fn agents_that_are_turned_away() {
     );
     // A hello that never ends is cut off.
     let mut endless = tokio::net::UnixStream::connect(&house.socket).await.unwrap();
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     endless.write_all(&[b' '; 5000]).await.unwrap();
     let mut answer = Vec::new();
     assert!(matches!(endless.read_to_end(&mut answer).await, Ok(0) | Err(_)));
