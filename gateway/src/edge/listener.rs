@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::gate::{MAX_HEAD_BYTES, MAX_HEADER_LINES};
+use super::prompt::Prompt;
 use super::{Edge, Peer};
 use crate::metrics::Metrics;
 
@@ -39,6 +40,9 @@ const ENGINE_HEAD_BYTES: usize = 2 * MAX_HEAD_BYTES;
 
 /// How long silent connections stay open once the gateway stops, so that a request that is on its way is answered.
 const SETTLE: Duration = Duration::from_millis(500);
+
+/// How long a client may not read what it is sent. A test does not wait for long.
+const STALL: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 30 });
 
 /// A request stays on the thread that took its connection. Pingora finds the threads of a runtime by numbers that the
 /// system gives out again, so within one process only its first server may do without stealing: tests have many.
@@ -176,7 +180,7 @@ impl ServerApp for Door {
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_DEADLINE)
             .max_buf_size(ENGINE_HEAD_BYTES)
-            .serve_connection(TokioIo::new(stream), service);
+            .serve_connection(TokioIo::new(Prompt::new(stream, STALL)), service);
         let mut connection = std::pin::pin!(connection);
         let mut closing = closing.clone();
         let ended = tokio::select! {

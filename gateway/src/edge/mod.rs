@@ -28,6 +28,7 @@ pub(crate) mod identity;
 pub(crate) mod limits;
 pub(crate) mod listener;
 pub(crate) mod placement;
+mod prompt;
 mod receipt;
 pub(crate) mod routes;
 

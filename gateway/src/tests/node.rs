@@ -172,6 +172,7 @@ impl Peer {
             "headers": headers,
             "body": String::from_utf8_lossy(&body.to_bytes()),
         });
+        let seen = if path == "/large" { json!("x".repeat(16 << 20)) } else { seen };
         let (status, outcome) = if path == "/crash" { (502, "crashed") } else { (200, "success") };
         let answer = Response::builder()
             .status(status)
