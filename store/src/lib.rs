@@ -207,6 +207,16 @@ pub struct RecordQuery {
     pub success: Option<bool>,
 }
 
+/// A page of records.
+#[derive(Debug, Default, PartialEq)]
+pub struct RecordPage {
+    /// Newest first, without their results, which nobody is shown. However many were asked for, all of them together
+    /// have at most 2 MiB in the database, or it is one.
+    pub records: Vec<Record>,
+    /// Whether there are older ones.
+    pub more: bool,
+}
+
 /// Where records go. The same batch can be given twice: rows that exist are kept as they are, and records of
 /// functions that were deleted meanwhile are dropped.
 #[async_trait]
@@ -267,5 +277,5 @@ pub trait Store: RecordSink {
     async fn delete_function(&self, owner: UserId, function: FunctionId) -> Result<(), Error>;
 
     /// A function's records, newest first. [`Error::NotFound`] if it is not his.
-    async fn records(&self, query: RecordQuery) -> Result<Vec<Record>, Error>;
+    async fn records(&self, query: RecordQuery) -> Result<RecordPage, Error>;
 }

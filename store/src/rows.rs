@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, NaiveDateTime, SubsecRound, Utc};
 use common::function::{Access, DeploymentSpec, Limits, Status};
-use common::invocation::{Logs, Outcome, Record, RequestInfo};
+use common::invocation::{Outcome, Record};
+use futures_util::{Stream, TryStreamExt as _};
+use serde::de::DeserializeOwned;
 use sqlx::types::Json;
 use uuid::Uuid;
 
-use crate::{ActiveDeployment, Error, Function, User};
+use crate::{ActiveDeployment, Error, Function, RecordPage, User};
 
 /// `time` as a TIMESTAMP column keeps it: UTC, in microseconds.
 pub(crate) fn timestamp(time: DateTime<Utc>) -> NaiveDateTime {
@@ -180,24 +182,35 @@ pub(crate) fn access_word(access: Access) -> &'static str {
     }
 }
 
+/// One kind of a function's records, newest first. Results are as large as bodies and are shown to nobody.
+macro_rules! records {
+    ($success:literal) => {
+        concat!(
+            "SELECT * FROM (
+               SELECT id, function_id, duration_ms, error, CAST(logs AS TEXT) AS logs,
+                 CAST(request_info AS TEXT) AS request_info, created_at, deployment_id, node_id, outcome, cold,
+                 peak_memory_bytes
+               FROM function_invocations
+               WHERE function_id = (SELECT id FROM functions WHERE id = $1 AND owner_id = $2) AND id < $3 AND ",
+            $success,
+            " ORDER BY id DESC LIMIT $6
+             )"
+        )
+    };
+}
+
 /// A function's records, newest first, as a merge of its successes and its failures, so that one index finds
 /// either kind and both. `$1` function, `$2` its owner, `$3` only older ones, `$4` successes, `$5` failures, `$6`
 /// how many.
-pub(crate) const RECORDS: &str = "
-    SELECT * FROM (
-      SELECT * FROM function_invocations
-      WHERE function_id = (SELECT id FROM functions WHERE id = $1 AND owner_id = $2)
-        AND success = TRUE AND id < $3 AND $4
-      ORDER BY id DESC LIMIT $6
-    ) AS successes
-    UNION ALL
-    SELECT * FROM (
-      SELECT * FROM function_invocations
-      WHERE function_id = (SELECT id FROM functions WHERE id = $1 AND owner_id = $2)
-        AND success = FALSE AND id < $3 AND $5
-      ORDER BY id DESC LIMIT $6
-    ) AS failures
-    ORDER BY id DESC LIMIT $6";
+pub(crate) const RECORDS: &str = concat!(
+    records!("success = TRUE AND $4"),
+    " AS successes UNION ALL ",
+    records!("success = FALSE AND $5"),
+    " AS failures ORDER BY id DESC LIMIT $6"
+);
+
+/// Most bytes of a page of records, as the database has them.
+const MAX_PAGE_BYTES: usize = 2 * 1024 * 1024;
 
 /// A row of `function_invocations`; `status` and `success` follow from `outcome`.
 #[derive(sqlx::FromRow)]
@@ -206,15 +219,39 @@ pub(crate) struct RecordRow {
     function_id: Uuid,
     duration_ms: i32,
     error: Option<String>,
-    logs: Json<Logs>,
-    request_info: Json<RequestInfo>,
-    result: Option<String>,
+    logs: String,
+    request_info: String,
     created_at: NaiveDateTime,
     deployment_id: Uuid,
     node_id: Uuid,
     outcome: String,
     cold: bool,
     peak_memory_bytes: i64,
+}
+
+impl RecordRow {
+    /// What of it may be large, in bytes.
+    fn bytes(&self) -> usize {
+        self.error.as_ref().map_or(0, String::len) + self.logs.len() + self.request_info.len()
+    }
+}
+
+/// The first `limit` of `rows`, or as many as have room in a page.
+pub(crate) async fn page(
+    rows: impl Stream<Item = Result<RecordRow, sqlx::Error>>,
+    limit: u32,
+) -> Result<RecordPage, Error> {
+    let mut rows = std::pin::pin!(rows);
+    let (mut page, mut bytes) = (RecordPage::default(), 0);
+    while let Some(row) = rows.try_next().await? {
+        bytes += row.bytes();
+        if page.records.len() == limit as usize || (bytes > MAX_PAGE_BYTES && !page.records.is_empty()) {
+            page.more = true;
+            break;
+        }
+        page.records.push(row.try_into()?);
+    }
+    Ok(page)
 }
 
 impl TryFrom<RecordRow> for Record {
@@ -229,14 +266,18 @@ impl TryFrom<RecordRow> for Record {
             outcome: Outcome::from_word(&row.outcome).ok_or(Error::Damaged("outcome"))?,
             duration_ms: unsigned(row.duration_ms, "duration")?,
             error: row.error,
-            logs: row.logs.0,
-            request_info: row.request_info.0,
-            result: row.result,
+            logs: json(&row.logs, "log")?,
+            request_info: json(&row.request_info, "request")?,
+            result: None,
             cold: row.cold,
             peak_memory_bytes: u64::try_from(row.peak_memory_bytes).map_err(|_| Error::Damaged("memory peak"))?,
             created_at: row.created_at.and_utc(),
         })
     }
+}
+
+fn json<T: DeserializeOwned>(text: &str, what: &'static str) -> Result<T, Error> {
+    serde_json::from_str(text).map_err(|_| Error::Damaged(what))
 }
 
 /// The words in the seed's `status` column.

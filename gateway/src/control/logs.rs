@@ -14,7 +14,7 @@ use common::invocation::{Logs, Record, RequestInfo};
 use futures_util::stream::{self, Stream};
 use prometheus::IntGauge;
 use serde::Serialize;
-use store::RecordQuery;
+use store::{RecordPage, RecordQuery};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
@@ -26,6 +26,8 @@ use super::functions::owned;
 use super::request::{Key, Parameters};
 use super::sse;
 
+/// Pages that are read at once; each may have 2 MiB, and as much again as an answer.
+pub(crate) const MAX_LOG_READS: usize = 4;
 /// Followers at once; each asks the store once a second.
 const MAX_FOLLOWERS: usize = 64;
 /// How long one follower may stay.
@@ -147,12 +149,18 @@ pub(crate) async fn logs(
         let seat = state.followers.admit()?;
         return Ok(sse::answer(follow_from(state, query, seat).await?));
     }
-    // One more than asked for tells whether there is a next page.
-    let mut records = state.store.records(RecordQuery { limit: limit + 1, ..query }).await?;
-    let more = records.len() > limit as usize;
-    records.truncate(limit as usize);
+    // Until the answer is made: what is read and what is made of it are large at the same time.
+    let _turn = state.log_reads.acquire().await;
+    let RecordPage { records, more } = state.store.records(query).await?;
     let next = records.last().filter(|_| more).map(|last| last.id);
     Ok(Json(Page { logs: records.into_iter().map(Entry::from).collect(), next }).into_response())
+}
+
+/// A page, when it is its turn.
+async fn read(state: &State, query: RecordQuery) -> Result<RecordPage, store::Error> {
+    // The semaphore is never closed, so this waits and does not fail.
+    let _turn = state.log_reads.acquire().await;
+    state.store.records(query).await
 }
 
 /// A client that follows: what it has seen, and what is found but not sent yet.
@@ -171,7 +179,7 @@ async fn follow_from(
     query: RecordQuery,
     seat: Seat,
 ) -> Result<impl Stream<Item = Event> + Send, Failure> {
-    let records = state.store.records(query).await?;
+    let records = read(&state, query).await?.records;
     let follow = Follow {
         seen: records.iter().map(|record| record.id).collect(),
         found: records.into_iter().rev().collect(),
@@ -206,12 +214,11 @@ impl Follow {
         let mut before = None;
         for _ in 0..FOLLOW_PAGES {
             let query = RecordQuery { limit: FOLLOW_PAGE, before, ..self.query };
-            let page = self.state.store.records(query).await?;
-            before = page.last().map(|record| record.id);
-            let whole = page.len() == FOLLOW_PAGE as usize;
-            let met = page.iter().any(|record| self.seen.contains(&record.id));
-            newest.extend(page);
-            if met || !whole {
+            let page = read(&self.state, query).await?;
+            before = page.records.last().map(|record| record.id);
+            let met = page.records.iter().any(|record| self.seen.contains(&record.id));
+            newest.extend(page.records);
+            if met || !page.more {
                 break;
             }
         }

@@ -12,7 +12,7 @@ use common::runtime::Runtimes;
 use prometheus::Registry;
 use store::Store;
 use store::artifacts::Artifacts;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -49,7 +49,7 @@ pub(crate) use upload::edge_limit as upload_limit;
 use config::ControlArgs;
 use deletion::Deletions;
 use deploy::Deploys;
-use logs::Followers;
+use logs::{Followers, MAX_LOG_READS};
 use metrics::Metrics;
 use passwords::Passwords;
 
@@ -86,6 +86,8 @@ pub(crate) struct State {
     deploys: Deploys,
     deletions: Deletions,
     followers: Followers,
+    /// A permit is a page of records that is read.
+    log_reads: Semaphore,
     metrics: Metrics,
     /// Rung when the routes lag behind the store.
     stale: Notify,
@@ -111,6 +113,7 @@ impl State {
             deploys: Deploys::new(args.deploy_concurrency.get(), registry)?,
             deletions: Deletions::new(),
             followers: Followers::new(registry)?,
+            log_reads: Semaphore::new(MAX_LOG_READS),
             metrics: Metrics::new(registry)?,
             stale: Notify::new(),
             store,

@@ -13,8 +13,8 @@ use sqlx::PgPool;
 use sqlx::postgres::PgConnectOptions;
 
 use crate::{
-    Error, Function, LogLine, NewDeployment, NewUser, PendingDeployment, RecordQuery, RecordSink, RefreshToken,
-    Rotation, Store, StoreArgs, User,
+    Error, Function, LogLine, NewDeployment, NewUser, PendingDeployment, RecordPage, RecordQuery, RecordSink,
+    RefreshToken, Rotation, Store, StoreArgs, User,
 };
 
 mod deployments;
@@ -159,7 +159,7 @@ impl Store for Postgres {
         within(DELETE_DEADLINE, functions::delete(&self.main, &self.function_data, owner, function)).await
     }
 
-    async fn records(&self, query: RecordQuery) -> Result<Vec<Record>, Error> {
+    async fn records(&self, query: RecordQuery) -> Result<RecordPage, Error> {
         within(DEADLINE, records::list(&self.main, query)).await
     }
 }

@@ -4,9 +4,9 @@ use common::invocation::Record;
 use sqlx::PgPool;
 use uuid::Uuid;
 
-use crate::rows::{RECORDS, RecordRow, all, bigint, integer, status_word, timestamp};
+use crate::rows::{RECORDS, bigint, integer, page, status_word, timestamp};
 use crate::text::{storable, storable_json};
-use crate::{Error, RecordQuery};
+use crate::{Error, RecordPage, RecordQuery};
 
 /// How often functions may be deleted while a batch that names them is inserted, before that is given up.
 const ATTEMPTS: u32 = 5;
@@ -66,17 +66,18 @@ async fn insert_once(pool: &PgPool, records: &[Record]) -> Result<(), Error> {
     Ok(())
 }
 
-pub(super) async fn list(pool: &PgPool, query: RecordQuery) -> Result<Vec<Record>, Error> {
-    let rows: Vec<RecordRow> = sqlx::query_as(RECORDS)
+pub(super) async fn list(pool: &PgPool, query: RecordQuery) -> Result<RecordPage, Error> {
+    let rows = sqlx::query_as(RECORDS)
         .bind(query.function.uuid())
         .bind(query.owner.uuid())
         .bind(query.before.map_or(Uuid::max(), |id| id.uuid()))
         .bind(query.success.unwrap_or(true))
         .bind(!query.success.unwrap_or(false))
-        .bind(i64::from(query.limit))
-        .fetch_all(pool)
-        .await?;
-    if rows.is_empty() {
+        // One more than asked for tells whether there are more.
+        .bind(i64::from(query.limit) + 1)
+        .fetch(pool);
+    let page = page(rows, query.limit).await?;
+    if page.records.is_empty() {
         // Nothing to show, or not his to see?
         let his: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM functions WHERE id = $1 AND owner_id = $2)")
             .bind(query.function.uuid())
@@ -87,5 +88,5 @@ pub(super) async fn list(pool: &PgPool, query: RecordQuery) -> Result<Vec<Record
             return Err(Error::NotFound);
         }
     }
-    all(rows)
+    Ok(page)
 }

@@ -14,8 +14,8 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, S
 use sqlx::{ConnectOptions as _, Connection as _, SqlitePool, SqliteTransaction};
 
 use crate::{
-    Error, Function, LogLine, NewDeployment, NewUser, PendingDeployment, RecordQuery, RecordSink, RefreshToken,
-    Rotation, Store, StoreArgs, User,
+    Error, Function, LogLine, NewDeployment, NewUser, PendingDeployment, RecordPage, RecordQuery, RecordSink,
+    RefreshToken, Rotation, Store, StoreArgs, User,
 };
 
 mod deployments;
@@ -172,7 +172,7 @@ impl Store for Sqlite {
         functions::delete(&self.writer, owner, function).await
     }
 
-    async fn records(&self, query: RecordQuery) -> Result<Vec<Record>, Error> {
+    async fn records(&self, query: RecordQuery) -> Result<RecordPage, Error> {
         records::list(&self.readers, query).await
     }
 }

@@ -5,9 +5,9 @@ use sqlx::{QueryBuilder, Sqlite, SqlitePool};
 use uuid::Uuid;
 
 use super::begin;
-use crate::rows::{RECORDS, RecordRow, all, bigint, integer, status_word, timestamp};
+use crate::rows::{RECORDS, bigint, integer, page, status_word, timestamp};
 use crate::text::{storable, storable_json};
-use crate::{Error, RecordQuery};
+use crate::{Error, RecordPage, RecordQuery};
 
 /// Rows of one statement: with 14 parameters each, far below SQLite's limit of 32,766 parameters.
 const CHUNK: usize = 500;
@@ -56,17 +56,18 @@ fn insertion(records: &[Record]) -> QueryBuilder<Sqlite> {
     insertion
 }
 
-pub(super) async fn list(readers: &SqlitePool, query: RecordQuery) -> Result<Vec<Record>, Error> {
-    let rows: Vec<RecordRow> = sqlx::query_as(RECORDS)
+pub(super) async fn list(readers: &SqlitePool, query: RecordQuery) -> Result<RecordPage, Error> {
+    let rows = sqlx::query_as(RECORDS)
         .bind(query.function.uuid())
         .bind(query.owner.uuid())
         .bind(query.before.map_or(Uuid::max(), |id| id.uuid()))
         .bind(query.success.unwrap_or(true))
         .bind(!query.success.unwrap_or(false))
-        .bind(i64::from(query.limit))
-        .fetch_all(readers)
-        .await?;
-    if rows.is_empty() {
+        // One more than asked for tells whether there are more.
+        .bind(i64::from(query.limit) + 1)
+        .fetch(readers);
+    let page = page(rows, query.limit).await?;
+    if page.records.is_empty() {
         // Nothing to show, or not his to see?
         let his: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM functions WHERE id = $1 AND owner_id = $2)")
             .bind(query.function.uuid())
@@ -77,5 +78,5 @@ pub(super) async fn list(readers: &SqlitePool, query: RecordQuery) -> Result<Vec
             return Err(Error::NotFound);
         }
     }
-    all(rows)
+    Ok(page)
 }

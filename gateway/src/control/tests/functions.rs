@@ -227,7 +227,7 @@ async fn following_the_records() {
     let second = next().await;
     assert!(second.contains(&new) && second.contains("it broke"), "{second}");
     // A record that reaches the store after a younger one is not missed.
-    let mut late = api.state.store.records(one(ada, &function)).await.unwrap().remove(0);
+    let mut late = api.state.store.records(one(ada, &function)).await.unwrap().records.remove(0);
     late.id = older_than_new;
     api.state.store.insert_records(&[late]).await.unwrap();
     assert!(next().await.contains(&older_than_new.to_string()));
