@@ -107,6 +107,10 @@ impl Edge {
         // What can be said of a request before its body is read. A refusal lets the client finish sending first.
         let decided = gate::admit(&mut parts, &peer.address_text).and_then(|()| self.decide(peer, &mut parts, receipt));
         let decision = match decided {
+            // A refusal counts, too: else guessing names and tokens would cost nothing.
+            Err(error) if error.code != Code::RateLimited => {
+                Err(self.limits.client(Client::Address(peer.address)).err().unwrap_or(error))
+            }
             Ok(Decision::Call(_)) if body.is_declared_too_large() => Err(body::too_large(self.max_request_bytes)),
             decided => decided,
         };
@@ -134,7 +138,6 @@ impl Edge {
                 return Ok(Decision::Home);
             }
             Target::Unknown => {
-                self.limits.client(address)?;
                 return Err(PublicError::new(
                     Code::NotFound,
                     "nothing is here: functions are at /f/, the API at /api/",

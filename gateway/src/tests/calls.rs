@@ -118,6 +118,26 @@ async fn rates() {
 }
 
 #[tokio::test]
+async fn refusals_count() {
+    for (request, status) in [
+        ("GET /f/no/body HTTP/1.1\r\nHost: a\r\n\r\n", "404"),
+        ("GET /api/functions/x/invoke HTTP/1.1\r\nHost: a\r\n\r\n", "405"),
+        ("POST /api/functions/x/invoke HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer x\r\n\r\n", "401"),
+        ("GET /nothing HTTP/1.1\r\nHost: a\r\n\r\n", "404"),
+        ("GET /%2e%2e HTTP/1.1\r\nHost: a\r\n\r\n", "400"),
+    ] {
+        let house = House::start(&["--rate-limit-per-client", "1"]).await;
+        let mut statuses = Vec::new();
+        for _ in 0..20 {
+            statuses.push(house.raw(request.as_bytes()).await.split(' ').nth(1).unwrap().to_owned());
+        }
+        assert!(statuses.starts_with(&[status.into(), status.into()]), "{request}: {statuses:?}");
+        assert!(statuses.contains(&"429".to_owned()), "{request}: {statuses:?}");
+        house.stopped().await;
+    }
+}
+
+#[tokio::test]
 async fn concurrency_is_the_functions_own() {
     let (house, node) = House::with_node(&[]).await;
     let (handle, token) = house.user("ann@example.com").await;
