@@ -57,6 +57,8 @@ pub(crate) struct Metrics {
     pub(crate) in_flight: IntGauge,
     /// Public connections that are open.
     pub(crate) connections: IntGauge,
+    /// Public connections that found no seat.
+    pub(crate) refused: IntCounter,
     /// What the room for bodies holds, in bytes.
     pub(crate) request_buffer: IntGauge,
     /// Nodes that take calls.
@@ -84,6 +86,10 @@ impl Metrics {
         )?;
         let in_flight = IntGauge::new("dartcloud_gateway_requests_in_flight", "Requests under way")?;
         let connections = IntGauge::new("dartcloud_gateway_connections", "Public connections that are open")?;
+        let refused = IntCounter::new(
+            "dartcloud_gateway_connections_refused_total",
+            "Public connections that were refused, since there were too many",
+        )?;
         let request_buffer =
             IntGauge::new("dartcloud_gateway_request_buffer_bytes", "Bodies of calls that are gathered at the edge")?;
         let nodes = IntGauge::new("dartcloud_gateway_nodes", "Nodes that take calls")?;
@@ -92,6 +98,7 @@ impl Metrics {
         registry.register(Box::new(errors.clone()))?;
         registry.register(Box::new(in_flight.clone()))?;
         registry.register(Box::new(connections.clone()))?;
+        registry.register(Box::new(refused.clone()))?;
         registry.register(Box::new(request_buffer.clone()))?;
         registry.register(Box::new(nodes.clone()))?;
         Ok(Self {
@@ -100,6 +107,7 @@ impl Metrics {
             errors,
             in_flight,
             connections,
+            refused,
             request_buffer,
             nodes,
         })

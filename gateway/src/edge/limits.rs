@@ -116,7 +116,12 @@ impl Rate {
 /// that who has many addresses can neither fill the memory nor get many shares.
 fn neighbourhood(client: Client, crowded: bool) -> Client {
     let Client::Address(address) = client else { return client };
-    Client::Address(match address.to_canonical() {
+    Client::Address(vicinity(address, crowded))
+}
+
+/// The same of an address.
+pub(crate) fn vicinity(address: IpAddr, crowded: bool) -> IpAddr {
+    match address.to_canonical() {
         IpAddr::V4(address) if crowded => {
             let [a, b, ..] = address.octets();
             IpAddr::V4(Ipv4Addr::new(a, b, 0, 0))
@@ -127,7 +132,7 @@ fn neighbourhood(client: Client, crowded: bool) -> Client {
             let (c, d) = if crowded { (0, 0) } else { (c, d) };
             IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
         }
-    })
+    }
 }
 
 /// The calls of one function that are under way, over all threads.

@@ -6,6 +6,7 @@
 
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::num::NonZeroU32;
 use std::os::fd::IntoRawFd as _;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -28,6 +29,7 @@ use tokio_util::task::TaskTracker;
 
 use super::gate::{MAX_HEAD_BYTES, MAX_HEADER_LINES};
 use super::prompt::Prompt;
+use super::seats::{Seats, raise_descriptors};
 use super::{Edge, Peer};
 use crate::metrics::Metrics;
 
@@ -63,12 +65,28 @@ pub struct ListenArgs {
     /// How long calls that are in flight may take to finish once the gateway is told to stop, in seconds.
     #[arg(long, env = "DRAIN_SECONDS", default_value_t = 10)]
     pub drain_seconds: u32,
+    /// Most public connections at once; at most half of the files that the system lets us open.
+    #[arg(long, env = "MAX_CONNECTIONS", default_value = "8192")]
+    pub max_connections: NonZeroU32,
+    /// Most of them from one address. Default: half of them, since a proxy before us is one address.
+    #[arg(long, env = "MAX_CONNECTIONS_PER_ADDRESS")]
+    pub max_connections_per_address: Option<NonZeroU32>,
 }
 
 impl ListenArgs {
     fn threads(&self) -> usize {
         let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
         self.edge_threads.map_or_else(cores, std::num::NonZeroUsize::get)
+    }
+
+    /// The other half of the descriptors is for nodes, files and the database.
+    fn seats(&self, descriptors: u32) -> Seats {
+        let most = self.max_connections.get().min(descriptors / 2);
+        if most < self.max_connections.get() {
+            tracing::warn!(descriptors, most, "MAX_CONNECTIONS is more than the limit of open files allows");
+        }
+        let most_each = self.max_connections_per_address.map_or(most.div_ceil(2), NonZeroU32::get);
+        Seats::new(most, most_each)
     }
 }
 
@@ -78,7 +96,8 @@ pub(crate) fn serve(edge: Arc<Edge>, socket: TcpListener, args: &ListenArgs, sto
     let (close, closing) = watch::channel(false);
     let grace = Duration::from_secs(args.drain_seconds.into());
     let connections = TaskTracker::new();
-    let door = Door { edge: edge.clone(), connections: connections.clone(), grace };
+    let seats = Arc::new(args.seats(raise_descriptors()));
+    let door = Door { edge: edge.clone(), seats, connections: connections.clone(), grace };
     // Pingora's own configuration is for its own proxy; here it gives threads and sockets only.
     let conf = ServerConf {
         threads: args.threads(),
@@ -155,6 +174,7 @@ impl ShutdownSignalWatch for Drain {
 /// What happens on each connection.
 struct Door {
     edge: Arc<Edge>,
+    seats: Arc<Seats>,
     connections: TaskTracker,
     grace: Duration,
 }
@@ -171,7 +191,13 @@ impl Drop for Counted<'_> {
 impl ServerApp for Door {
     async fn process_new(self: &Arc<Self>, stream: Stream, closing: &ShutdownWatch) -> Option<Stream> {
         let _open = self.connections.token();
-        let peer = Peer::new(address_of(&stream)?.ip());
+        let address = address_of(&stream)?.ip();
+        let Some(_seat) = self.seats.take(address) else {
+            self.edge.metrics.refused.inc();
+            self.seats.refuse(stream).await;
+            return None;
+        };
+        let peer = Peer::new(address);
         self.edge.metrics.connections.inc();
         let _counted = Counted(&self.edge.metrics);
         let service = service_fn(|request| async { Ok::<_, Infallible>(self.edge.answer(&peer, request).await) });

@@ -31,6 +31,7 @@ pub(crate) mod placement;
 mod prompt;
 mod receipt;
 pub(crate) mod routes;
+mod seats;
 
 use body::{AnswerBody, ClientBody};
 use body_room::BodyRoom;

@@ -246,19 +246,6 @@ async fn a_get_may_have_a_body() {
     house.stopped().await;
 }
 
-#[tokio::test]
-async fn who_does_not_read_holds_no_connection() {
-    let (house, _node) = House::with_node(&[]).await;
-    let (handle, token) = house.user("ann@example.com").await;
-    house.deploy(&token, "hello", "{}").await;
-    house.until_metric("dartcloud_gateway_connections 0").await;
-    let mut deaf = tokio::net::TcpStream::connect(house.address).await.unwrap();
-    deaf.write_all(&head(&format!("/f/{handle}/hello/large"), &token, 0)).await.unwrap();
-    house.until_metric("dartcloud_gateway_connections 1").await;
-    house.until_metric("dartcloud_gateway_connections 0").await;
-    house.stopped().await;
-}
-
 /// The JSON of the last answer on a connection.
 async fn rest(stream: &mut tokio::net::TcpStream) -> serde_json::Value {
     let mut answer = String::new();

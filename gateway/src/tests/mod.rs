@@ -2,6 +2,7 @@
 //! the link protocol in the node's place.
 
 mod calls;
+mod connections;
 mod house;
 mod node;
 mod raw;
