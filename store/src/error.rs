@@ -9,6 +9,9 @@ pub enum Error {
     /// Somebody has that e-mail.
     #[error("already taken")]
     Taken,
+    /// Somebody has registered already.
+    #[error("not the first user")]
+    NotFirst,
     /// There is no such row, or it is somebody else's.
     #[error("not found")]
     NotFound,

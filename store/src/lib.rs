@@ -74,6 +74,8 @@ pub struct NewUser {
     pub handle: Handle,
     /// An argon2id hash in PHC form.
     pub password_hash: String,
+    /// Whether to add him only if there is nobody yet.
+    pub only_first: bool,
 }
 
 /// A refresh token as it is kept: its SHA-256 only. Tokens that were rotated from one another are a family.
@@ -232,7 +234,7 @@ pub trait Store: RecordSink {
     /// Whether the database answers.
     async fn ping(&self) -> Result<(), Error>;
 
-    /// Adds a user; [`Error::Taken`] when the e-mail is.
+    /// Adds a user; [`Error::Taken`] when the e-mail is, [`Error::NotFirst`] when he had to be the first.
     async fn create_user(&self, user: NewUser) -> Result<User, Error>;
     /// The user with this e-mail, compared without case.
     async fn user_by_email(&self, email: &str) -> Result<Option<User>, Error>;

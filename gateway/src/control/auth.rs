@@ -36,16 +36,17 @@ pub(crate) async fn register(
 ) -> Result<(StatusCode, Json<Value>), Failure> {
     let email = checked_email(fields.text("email")?)?;
     let password = checked_password(fields.text("password")?)?;
-    if state.args.registration == Registration::Closed && state.store.has_users().await? {
-        let sentence = "registration is closed here: ask the operator for an account";
-        return Err(Failure::new(Code::Forbidden, sentence));
+    let only_first = state.args.registration == Registration::Closed;
+    // Asked first, so that it costs no hash; the insert decides.
+    if only_first && state.store.has_users().await? {
+        return Err(store::Error::NotFirst.into());
     }
     let taken = || Failure::new(Code::EmailTaken, "somebody has registered with this e-mail: log in instead");
     // Asked first, so that a taken e-mail costs no hash; the insert decides.
     if state.store.user_by_email(&email).await?.is_some() {
         return Err(taken());
     }
-    match create(&state, email, password).await? {
+    match create(&state, email, password, only_first).await? {
         Some(user) => {
             let body = json!({"id": user.id, "email": user.email, "handle": user.handle});
             Ok((StatusCode::CREATED, Json(body)))
@@ -57,15 +58,19 @@ pub(crate) async fn register(
 /// Makes `founder`'s account, if there is nobody yet.
 pub(crate) async fn found(state: &State, founder: &Founder) -> Result<(), Failure> {
     if !state.store.has_users().await? {
-        create(state, founder.email.clone(), founder.password.clone()).await?;
+        let founded = create(state, founder.email.clone(), founder.password.clone(), true).await;
+        // Somebody was quicker, and the operator is there.
+        return founded
+            .map(drop)
+            .or_else(|failure| if failure.code() == Code::Forbidden { Ok(()) } else { Err(failure) });
     }
     Ok(())
 }
 
-/// A new user; `None` when somebody has this e-mail.
-async fn create(state: &State, email: String, password: String) -> Result<Option<User>, Failure> {
+/// A new user, with `only_first` the first of all; `None` when somebody has this e-mail.
+async fn create(state: &State, email: String, password: String, only_first: bool) -> Result<Option<User>, Failure> {
     let password_hash = state.passwords.hash(password).await?;
-    let new = NewUser { id: UserId::new(), handle: handle_of(&email), email, password_hash };
+    let new = NewUser { id: UserId::new(), handle: handle_of(&email), email, password_hash, only_first };
     match state.store.create_user(new).await {
         Ok(user) => {
             tracing::info!(user = %user.id, operator = user.operator, "registered");

@@ -104,6 +104,7 @@ impl From<store::Error> for Failure {
         match error {
             E::NotFound => Self::not_found("what you asked for"),
             E::Taken => Self::new(Code::Conflict, "this name is already taken: choose another"),
+            E::NotFirst => Self::new(Code::Forbidden, "registration is closed here: ask the operator for an account"),
             E::Unavailable(_) => Self::caused(
                 Code::StoreUnavailable,
                 "the platform's database does not answer: try again in a moment",

@@ -15,6 +15,9 @@ const REGISTRATION_LOCK: i64 = 0x6461_7274_7573_6572;
 pub(super) async fn create(pool: &PgPool, user: NewUser) -> Result<User, Error> {
     let mut tx = pool.begin().await?;
     sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(REGISTRATION_LOCK).execute(&mut *tx).await?;
+    if user.only_first && sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM users)").fetch_one(&mut *tx).await? {
+        return Err(Error::NotFirst);
+    }
     let taken: Vec<String> = sqlx::query_scalar("SELECT handle FROM users WHERE handle = ANY($1)")
         .bind(handles::candidates(&user.handle))
         .fetch_all(&mut *tx)

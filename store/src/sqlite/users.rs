@@ -13,6 +13,9 @@ use crate::{Error, NewUser, User, handles};
 
 pub(super) async fn create(writer: &SqlitePool, user: NewUser) -> Result<User, Error> {
     let mut tx = begin(writer).await?;
+    if user.only_first && sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM users)").fetch_one(&mut *tx).await? {
+        return Err(Error::NotFirst);
+    }
     let taken: Vec<String> =
         sqlx::query_scalar("SELECT handle FROM users WHERE handle IN (SELECT value FROM json_each($1))")
             .bind(Json(handles::candidates(&user.handle)))

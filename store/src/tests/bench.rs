@@ -144,6 +144,7 @@ pub(crate) fn new_user(email: &str) -> NewUser {
         email: email.to_owned(),
         handle: handle.parse().unwrap(),
         password_hash: "$argon2id$v=19$m=19456,t=2,p=1$c2FsdA$aGFzaA".to_owned(),
+        only_first: false,
     }
 }
 

@@ -4,10 +4,11 @@ use std::collections::HashSet;
 
 use super::bench::{Bench, Place, new_user};
 use super::on_both;
-use crate::Error;
+use crate::{Error, NewUser};
 
 on_both!(
     the_first_of_a_race_is_the_only_operator,
+    of_those_who_must_be_first_one_is,
     an_email_is_taken_whatever_its_case,
     a_taken_handle_gets_a_number,
     what_was_stored_comes_back,
@@ -18,6 +19,15 @@ async fn the_first_of_a_race_is_the_only_operator(bench: &Bench) {
     let racers = (0..12).map(|n| bench.store.create_user(new_user(&format!("user{n}@example.org"))));
     let users = futures_util::future::try_join_all(racers).await.unwrap();
     assert_eq!(users.iter().filter(|user| user.operator).count(), 1);
+    assert!(!bench.user("late@example.org").await.operator);
+}
+
+async fn of_those_who_must_be_first_one_is(bench: &Bench) {
+    let first = |n: usize| NewUser { only_first: true, ..new_user(&format!("user{n}@example.org")) };
+    let racers = (0..12).map(|n| bench.store.create_user(first(n)));
+    let results = futures_util::future::join_all(racers).await;
+    assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 1);
+    assert!(results.iter().all(|result| matches!(result, Ok(_) | Err(Error::NotFirst))));
     assert!(!bench.user("late@example.org").await.operator);
 }
 

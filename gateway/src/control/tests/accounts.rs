@@ -1,5 +1,6 @@
 //! Registering, logging in, refreshing, logging out.
 
+use futures_util::future::join_all;
 use http::header::CONTENT_TYPE;
 
 use super::{Api, get, json, request};
@@ -101,4 +102,14 @@ async fn closed_registration_lets_the_first_user_in() {
     api.user("ada@example.com").await;
     let body = r#"{"email":"bob@example.com","password":"correct horse"}"#;
     api.check(json("/api/auth/register", body), 403, "registration is closed").await;
+}
+
+#[tokio::test]
+async fn closed_registration_lets_one_of_a_race_in() {
+    let api = Api::start_with(&["--registration", "closed"]).await;
+    let bodies = (0..6).map(|n| format!(r#"{{"email":"user{n}@example.com","password":"correct horse"}}"#));
+    let calls: Vec<_> = bodies.map(|body| api.call(json("/api/auth/register", &body))).collect();
+    let mut statuses: Vec<u16> = join_all(calls).await.iter().map(|answer| answer.status.as_u16()).collect();
+    statuses.sort_unstable();
+    assert_eq!(statuses, [201, 403, 403, 403, 403, 403]);
 }
