@@ -40,6 +40,9 @@ pub enum StartError {
         #[source]
         source: std::io::Error,
     },
+    /// The data directory is somebody else's.
+    #[error("another gateway uses {0}: stop it, or give this one another DATA_DIR")]
+    Locked(String),
     /// No threads, or no memory.
     #[error("the system gave no threads")]
     Threads(#[source] std::io::Error),

@@ -1,6 +1,7 @@
 //! The gateway: the edge that clients call, the control API, and the fleet of nodes behind them. [`run`] is its whole
 //! life.
 
+use std::fs::File;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
@@ -71,6 +72,8 @@ struct Gateway {
     end: CancellationToken,
     readiness: Readiness,
     stop: CancellationToken,
+    /// The data directory is ours for as long as this is open.
+    lock: File,
 }
 
 /// Runs a gateway until `stop`, and then until it has drained. Blocks the calling thread, which must not be one of
@@ -105,6 +108,8 @@ impl Gateway {
         let runtimes = Arc::new(Runtimes::load(place.runtimes_dir.as_deref())?);
         let metrics = Arc::new(Metrics::register(registry)?);
         let socket = bind(settings.listen_addr())?;
+        // Before anything is opened: what a start clears away may be another gateway's work.
+        let lock = lock(&place.data_dir)?;
         let artifacts = open_artifacts(&settings, place)?;
         let control = control_runtime()?;
         let store = control.block_on(open_store(store, &place.data_dir, &stop))?;
@@ -162,12 +167,12 @@ impl Gateway {
             max_upload_bytes: control::upload_limit(shared.archives.archive_bytes()),
             draining: AtomicBool::new(false),
         });
-        Ok(Self { edge, socket, settings, control, tasks, deploys, end, readiness, stop })
+        Ok(Self { edge, socket, settings, control, tasks, deploys, end, readiness, stop, lock })
     }
 
     /// Serves until the stop, and drains.
     fn serve(self) {
-        let Self { edge, socket, settings, control, tasks, deploys, end, readiness, stop } = self;
+        let Self { edge, socket, settings, control, tasks, deploys, end, readiness, stop, lock } = self;
         if let Ok(address) = socket.local_addr() {
             tracing::info!(%address, "serving");
         }
@@ -205,6 +210,7 @@ impl Gateway {
             }
         });
         control.shutdown_timeout(CONTROL_GRACE);
+        drop(lock);
         tracing::info!("stopped");
     }
 }
@@ -219,13 +225,25 @@ fn control_runtime() -> Result<Runtime, StartError> {
     builder.worker_threads(CONTROL_THREADS).thread_name("control").enable_all().build().map_err(StartError::Threads)
 }
 
-/// Makes the data directory, for this user alone if it is new, and opens the artifact store.
+/// Makes the data directory, for this user alone if it is new, and makes it ours until the file is closed.
+fn lock(data_dir: &Path) -> Result<File, StartError> {
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(data_dir);
+    let open = || File::options().write(true).create(true).truncate(false).open(data_dir.join("gateway.lock"));
+    let file = made.and_then(|()| open()).map_err(unusable(data_dir))?;
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(_) => Err(StartError::Locked(data_dir.display().to_string())),
+    }
+}
+
 fn open_artifacts(settings: &Settings, place: &Place) -> Result<Artifacts, StartError> {
-    let refuse = |path: &Path, source| StartError::Directory { path: path.display().to_string(), source };
-    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&place.data_dir);
-    made.map_err(|error| refuse(&place.data_dir, error))?;
     let functions = settings.functions_dir.clone().unwrap_or_else(|| place.data_dir.join("functions"));
-    Artifacts::open(functions.clone()).map_err(|error| refuse(&functions, error))
+    Artifacts::open(functions.clone()).map_err(unusable(&functions))
+}
+
+fn unusable(path: &Path) -> impl FnOnce(std::io::Error) -> StartError {
+    let path = path.display().to_string();
+    |source| StartError::Directory { path, source }
 }
 
 /// Opens the database, which may still be starting.

@@ -1,7 +1,7 @@
 //! A gateway in this process, users and functions on it, and a client.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
 use super::node::Node;
-use crate::{Gateway, Settings};
+use crate::{Gateway, Settings, StartError};
 
 /// How long any one wait of a test may take.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
@@ -36,6 +36,24 @@ struct Arguments {
     settings: Settings,
 }
 
+impl Arguments {
+    fn of(data_dir: &Path, flags: &[&str]) -> Self {
+        let data_dir = data_dir.display().to_string();
+        let fixed = [
+            "test",
+            "--data-dir",
+            &data_dir,
+            "--port",
+            "0",
+            "--edge-threads",
+            "2",
+            "--jwt-secret",
+            "a secret of tests, long enough for HS256",
+        ];
+        Self::parse_from(fixed.iter().chain(flags))
+    }
+}
+
 pub(super) struct House {
     pub(super) address: SocketAddr,
     pub(super) socket: PathBuf,
@@ -43,7 +61,7 @@ pub(super) struct House {
     pub(super) readiness: Readiness,
     stop: CancellationToken,
     thread: Option<JoinHandle<()>>,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 /// An answer, read to its end.
@@ -85,19 +103,7 @@ impl House {
     /// A gateway with these flags.
     pub(super) async fn start(flags: &[&str]) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let data_dir = directory.path().join("data").display().to_string();
-        let fixed = [
-            "test",
-            "--data-dir",
-            &data_dir,
-            "--port",
-            "0",
-            "--edge-threads",
-            "2",
-            "--jwt-secret",
-            "a secret of tests, long enough for HS256",
-        ];
-        let Arguments { shared, store, settings } = Arguments::parse_from(fixed.iter().chain(flags));
+        let Arguments { shared, store, settings } = Arguments::of(&directory.path().join("data"), flags);
         let (registry, readiness, stop) = (Registry::new(), Readiness::default(), CancellationToken::new());
         let socket = shared.place.link_socket();
         let (address, bound) = tokio::sync::oneshot::channel();
@@ -110,7 +116,22 @@ impl House {
             }
         });
         let address = tokio::time::timeout(PATIENCE, bound).await.unwrap().unwrap();
-        Self { address, socket, registry, readiness, stop, thread: Some(thread), _directory: directory }
+        Self { address, socket, registry, readiness, stop, thread: Some(thread), directory }
+    }
+
+    /// Where the gateway keeps everything.
+    pub(super) fn data_dir(&self) -> PathBuf {
+        self.directory.path().join("data")
+    }
+
+    /// What becomes of a second gateway on the same directory.
+    pub(super) async fn second(&self) -> Result<(), StartError> {
+        let Arguments { shared, store, settings } = Arguments::of(&self.data_dir(), &[]);
+        let build = move || {
+            let (registry, stop) = (Registry::new(), CancellationToken::new());
+            Gateway::build(settings, &shared, &store, &registry, Readiness::default(), stop).map(drop)
+        };
+        tokio::task::spawn_blocking(build).await.unwrap()
     }
 
     /// Tells the gateway to stop.

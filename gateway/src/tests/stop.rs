@@ -7,6 +7,7 @@ use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 
 use super::house::{House, get, read, until};
+use crate::StartError;
 
 #[tokio::test]
 async fn a_call_in_flight_is_answered() {
@@ -53,4 +54,16 @@ async fn a_call_that_does_not_end_is_cut_off() {
     until("the call hangs", || node.state.hanging.load(Ordering::Relaxed) == 1).await;
     house.stopped().await;
     assert!(call.await.unwrap().is_err());
+}
+
+#[tokio::test]
+async fn a_second_gateway_is_refused_before_it_does_damage() {
+    let house = House::start(&[]).await;
+    let upload = house.data_dir().join("functions/incoming/upload");
+    std::fs::write(&upload, "half of an archive").unwrap();
+    let refused = house.second().await;
+    assert!(matches!(refused, Err(StartError::Locked(_))), "{refused:?}");
+    assert!(upload.exists());
+    house.ask(get("/", "")).await.expect(200, "");
+    house.stopped().await;
 }
