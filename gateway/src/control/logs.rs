@@ -2,7 +2,7 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::Json;
 use axum::extract::State as Extract;
@@ -41,6 +41,11 @@ const FOLLOW_PAGES: usize = 20;
 
 /// A record as its owner sees it.
 #[derive(Serialize)]
+/// Every so many looks one goes back as far as a call may have begun whose record still comes.
+const DEEP_EVERY: u32 = 5;
+/// What a call may take beside its time limit until its record is in the store: its upload, its wait for a sandbox,
+/// and the record's way.
+const RECORD_SLACK: Duration = Duration::from_secs(4 * 60);
 #[serde(rename_all = "camelCase")]
 struct Entry {
     id: InvocationId,
@@ -143,11 +148,13 @@ pub(crate) async fn logs(
     if follow && before.is_some() {
         return Err(Failure::new(Code::Invalid, "the parameters `before` and `follow` exclude each other"));
     }
-    let function = owned(&state, owner, &key).await?.id;
-    let query = RecordQuery { owner, function, limit, before, success };
+    let function = owned(&state, owner, &key).await?;
+    let query = RecordQuery { owner, function: function.id, limit, before, success };
     if follow {
         let seat = state.followers.admit()?;
-        return Ok(sse::answer(follow_from(state, query, seat).await?));
+        let timeout = function.active.map_or(0, |active| active.spec.limits.timeout_ms);
+        let events = follow_from(state, query, Duration::from_millis(timeout.into()), seat).await?;
+        return Ok(sse::answer(events));
     }
     // Until the answer is made: what is read and what is made of it are large at the same time.
     let _turn = state.log_reads.acquire().await;
@@ -174,16 +181,25 @@ struct Follow {
 }
 
 /// `event: invocation` for each record: first the last `limit` ones, oldest first, then each as it reaches the store.
+    /// Of what is younger than `floor`.
 async fn follow_from(
+    /// What is older is not new, whatever it is.
+    floor: InvocationId,
+    /// How long after a call has begun its record may still come.
+    reach: Duration,
+    looks: u32,
     state: Arc<State>,
     query: RecordQuery,
     seat: Seat,
 ) -> Result<impl Stream<Item = Event> + Send, Failure> {
-    let records = read(&state, query).await?.records;
-    let follow = Follow {
-        seen: records.iter().map(|record| record.id).collect(),
-        found: records.into_iter().rev().collect(),
+    let mut follow = Follow {
+        seen: HashSet::new(),
+        floor: oldest_of(timeout + RECORD_SLACK),
+        reach: timeout + RECORD_SLACK,
+        looks: 0,
+        found: VecDeque::new(),
         ends: Instant::now() + FOLLOW_LIFETIME,
+    timeout: Duration,
         query,
         state,
         _seat: seat,
@@ -195,8 +211,19 @@ async fn follow_from(
                 return Some((event, follow));
             }
             tokio::select! {
+    let (old, whole) = follow.newest(|page, floor| page.last().is_some_and(|last| last.id < floor)).await?;
+    if !whole {
+        follow.floor = old.last().map_or(follow.floor, |last| last.id);
+    }
+    // In this order: what comes between the two is shown.
+    let shown = read(&follow.state, query).await?.records;
+    follow.seen.extend(old.iter().chain(&shown).map(|record| record.id));
+    follow.found.extend(shown.into_iter().rev());
                 () = tokio::time::sleep(FOLLOW_PAUSE) => {}
                 () = follow.state.stop.cancelled() => return None,
+            if Instant::now() >= follow.ends {
+                return None;
+            }
                 () = tokio::time::sleep_until(follow.ends) => return None,
             }
             if let Err(error) = follow.look().await {
@@ -207,26 +234,52 @@ async fn follow_from(
 }
 
 impl Follow {
-    /// Finds what is new. Records reach the store late and out of order, so what is new is what was not among the
-    /// newest at the last look, and not what has the highest id.
+    /// Finds what is new. Records reach the store late and out of order: the one of a call that took long has an early
+    /// id, and many may have come before it. So now and then it looks back as far as such a call can have begun.
     async fn look(&mut self) -> Result<(), store::Error> {
-        let mut newest = Vec::new();
-        let mut before = None;
+        self.looks += 1;
+        self.floor = self.floor.max(oldest_of(self.reach));
+        let mut newest = if self.looks % DEEP_EVERY == 0 {
+            let (newest, whole) = self.newest(|page, floor| page.last().is_some_and(|last| last.id < floor)).await?;
+            if let Some(last) = newest.last().filter(|_| !whole) {
+                // Further back than it came no look comes.
+                self.floor = last.id;
+            }
+            self.seen.retain(|id| *id >= self.floor);
+            newest
+        } else {
+            self.newest(|page, _| page.iter().any(|record| self.seen.contains(&record.id))).await?.0
+        };
+        newest.retain(|record| record.id >= self.floor && !self.seen.contains(&record.id));
+        newest.reverse();
+        self.seen.extend(newest.iter().map(|record| record.id));
+        self.found.extend(newest);
+        Ok(())
+    }
+
+    /// The newest records up to the first page that is `last`, given the floor; and whether there was one, or no more.
+    async fn newest(
+        &self,
+        last: impl Fn(&[Record], InvocationId) -> bool,
+    ) -> Result<(Vec<Record>, bool), store::Error> {
+        let (mut newest, mut before) = (Vec::new(), None);
         for _ in 0..FOLLOW_PAGES {
+/// The id of a call that began so long ago.
+fn oldest_of(age: Duration) -> InvocationId {
+    let then = SystemTime::now() - age;
+    let millis = then.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
+    uuid::Builder::from_unix_timestamp_millis(u64::try_from(millis).unwrap_or(u64::MAX), &[0; 10]).into_uuid().into()
+}
+
             let query = RecordQuery { limit: FOLLOW_PAGE, before, ..self.query };
             let page = read(&self.state, query).await?;
             before = page.records.last().map(|record| record.id);
-            let met = page.records.iter().any(|record| self.seen.contains(&record.id));
+            let whole = !page.more || last(&page.records, self.floor);
             newest.extend(page.records);
-            if met || !page.more {
-                break;
+            if whole {
+                return Ok((newest, true));
             }
         }
-        let ids = newest.iter().map(|record| record.id).collect();
-        newest.reverse();
-        newest.retain(|record| !self.seen.contains(&record.id));
-        self.seen = ids;
-        self.found.extend(newest);
-        Ok(())
+        Ok((newest, false))
     }
 }

@@ -236,6 +236,34 @@ async fn following_the_records() {
     assert!(end.is_none(), "the stream ends when the gateway stops");
 }
 
+#[tokio::test]
+async fn a_follower_sees_what_is_new_and_all_of_it() {
+    let api = Api::start().await;
+    let (ada, token) = api.user("ada@example.com").await;
+    let function = api.function(ada, "a").await;
+    let begun_early = InvocationId::new();
+    let mut last = String::new();
+    for _ in 0..60 {
+        last = api.record(&function, Outcome::Success).await.to_string();
+    }
+    let response = api.router.clone().oneshot(get("/api/functions/a/logs?follow=true&limit=1", &token)).await.unwrap();
+    let mut body = response.into_body().into_data_stream();
+    let mut next = async || {
+        let chunk = tokio::time::timeout(std::time::Duration::from_secs(20), body.next()).await.unwrap();
+        String::from_utf8(chunk.unwrap().unwrap().to_vec()).unwrap()
+    };
+    assert!(next().await.contains(&last));
+    // The record of a call that took long: more than a page of others was there before it.
+    let mut late = api.state.store.records(one(ada, &function)).await.unwrap().records.remove(0);
+    late.id = begun_early;
+    api.state.store.insert_records(&[late]).await.unwrap();
+    let second = next().await;
+    assert!(second.contains(&begun_early.to_string()), "{second}");
+    let new = api.record(&function, Outcome::Success).await.to_string();
+    let third = next().await;
+    assert!(third.contains(&new), "{third}");
+}
+
 fn one(owner: UserId, function: &Function) -> store::RecordQuery {
     store::RecordQuery { owner, function: function.id, limit: 1, before: None, success: None }
 }
