@@ -9,7 +9,7 @@ use axum::response::sse::Event;
 use axum::response::{IntoResponse, Response};
 use common::archive;
 use common::error::Code;
-use common::ids::InvocationId;
+use common::ids::{InvocationId, UserId};
 use futures_util::stream;
 use http::StatusCode;
 use http::header::ACCEPT;
@@ -27,17 +27,21 @@ use super::lanes::Lanes;
 use super::plan::Plan;
 use super::release::{Release, Released};
 use super::request::Origin;
+use super::shares::{Share, Shares};
 use super::sse;
 use super::upload::{self, Upload};
 
 /// Deploys from the first byte of an upload to the answer, waiting ones included.
 const MAX_DEPLOYS: usize = 64;
+/// Those of one user.
+const MAX_DEPLOYS_EACH: u32 = 8;
 /// Archives that are checked at once.
 const CHECKS: usize = 2;
 
 /// How many deploys may be at each step, and how they ended.
 pub(crate) struct Deploys {
     all: Arc<Semaphore>,
+    shares: Arc<Shares>,
     checking: Semaphore,
     /// A permit is a build.
     pub(crate) building: Semaphore,
@@ -62,6 +66,7 @@ impl Deploys {
         registry.register(Box::new(seconds.clone()))?;
         Ok(Self {
             all: Arc::new(Semaphore::new(MAX_DEPLOYS)),
+            shares: Shares::new(MAX_DEPLOYS_EACH),
             checking: Semaphore::new(CHECKS),
             building: Semaphore::new(builds as usize),
             lanes: Lanes::default(),
@@ -77,10 +82,19 @@ impl Deploys {
         self.seconds.observe(took.as_secs_f64());
     }
 
-    fn admit(&self) -> Result<OwnedSemaphorePermit, Failure> {
+    fn admit(&self, owner: UserId) -> Result<Ticket, Failure> {
+        let yours = || Failure::new(Code::Busy, "you have as many deploys under way as you may: let one finish first");
+        let share = self.shares.take(owner).ok_or_else(yours)?;
         let busy = |_| Failure::new(Code::Busy, "too many deploys at once: try again in a moment");
-        Arc::clone(&self.all).try_acquire_owned().map_err(busy)
+        let permit = Arc::clone(&self.all).try_acquire_owned().map_err(busy)?;
+        Ok(Ticket { _permit: permit, _share: share })
     }
+}
+
+/// The right to one deploy.
+struct Ticket {
+    _permit: OwnedSemaphorePermit,
+    _share: Share,
 }
 
 /// The handler. All that is wrong with the request itself is an ordinary error answer; what comes after is the answer
@@ -91,11 +105,11 @@ pub(crate) async fn deploy(Extract(state): Extract<Arc<State>>, request: Request
     let streams = sse::accepted(parts.headers.get(ACCEPT));
     let Ok(Origin(origin)) = Origin::from_request_parts(&mut parts, &state).await;
     let admitted = match Caller::from_request_parts(&mut parts, &state).await {
-        Ok(caller) => admit(&state).map(|permit| (caller, permit)),
+        Ok(Caller(owner)) => admit(&state, owner).map(|ticket| (owner, ticket)),
         Err(failure) => Err(failure),
     };
     let request = Request::from_parts(parts, body);
-    let (Caller(owner), permit) = match admitted {
+    let (owner, ticket) = match admitted {
         Ok(admitted) => admitted,
         Err(failure) => return Err(upload::refuse(request, failure).await),
     };
@@ -113,17 +127,17 @@ pub(crate) async fn deploy(Extract(state): Extract<Arc<State>>, request: Request
     let (follower, lines) = mpsc::channel(FOLLOWER_QUEUE);
     // The client only follows from here on: when it leaves, the deploy goes on.
     let job = state.tasks.spawn(async move {
-        let _permit = permit;
+        let _ticket = ticket;
         release.run(follower).await
     });
     if streams { Ok(sse::answer(follow(lines, job, id))) } else { ended(job.await).map(IntoResponse::into_response) }
 }
 
-fn admit(state: &State) -> Result<OwnedSemaphorePermit, Failure> {
+fn admit(state: &State, owner: UserId) -> Result<Ticket, Failure> {
     if state.stop.is_cancelled() {
         return Err(Failure::new(Code::Stopping, "the platform is restarting: deploy again in a moment"));
     }
-    state.deploys.admit()
+    state.deploys.admit(owner)
 }
 
 /// Checks an archive on a thread that may block; it is not unpacked.

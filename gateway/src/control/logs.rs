@@ -9,7 +9,7 @@ use axum::extract::State as Extract;
 use axum::response::sse::Event;
 use axum::response::{IntoResponse, Response};
 use common::error::Code;
-use common::ids::InvocationId;
+use common::ids::{InvocationId, UserId};
 use common::invocation::{Logs, Record, RequestInfo};
 use futures_util::stream::{self, Stream};
 use prometheus::IntGauge;
@@ -24,12 +24,15 @@ use super::caller::Caller;
 use super::error::Failure;
 use super::functions::owned;
 use super::request::{Key, Parameters};
+use super::shares::{Share, Shares};
 use super::sse;
 
 /// Pages that are read at once; each may have 2 MiB, and as much again as an answer.
 pub(crate) const MAX_LOG_READS: usize = 4;
 /// Followers at once; each asks the store once a second.
 const MAX_FOLLOWERS: usize = 64;
+/// Followers of one user.
+const MAX_FOLLOWERS_EACH: u32 = 4;
 /// How long one follower may stay.
 const FOLLOW_LIFETIME: Duration = Duration::from_secs(60 * 60);
 /// The pause between two looks at the store.
@@ -38,14 +41,14 @@ const FOLLOW_PAUSE: Duration = Duration::from_secs(1);
 const FOLLOW_PAGE: u32 = 50;
 /// Queries of one look, when calls come faster than one page a second.
 const FOLLOW_PAGES: usize = 20;
-
-/// A record as its owner sees it.
-#[derive(Serialize)]
 /// Every so many looks one goes back as far as a call may have begun whose record still comes.
 const DEEP_EVERY: u32 = 5;
 /// What a call may take beside its time limit until its record is in the store: its upload, its wait for a sandbox,
 /// and the record's way.
 const RECORD_SLACK: Duration = Duration::from_secs(4 * 60);
+
+/// A record as its owner sees it.
+#[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Entry {
     id: InvocationId,
@@ -99,6 +102,7 @@ struct Page {
 /// The room that followers share.
 pub(crate) struct Followers {
     room: Arc<Semaphore>,
+    shares: Arc<Shares>,
     gauge: IntGauge,
 }
 
@@ -107,20 +111,23 @@ impl Followers {
     pub(crate) fn new(registry: &prometheus::Registry) -> Result<Self, prometheus::Error> {
         let gauge = IntGauge::new("dartcloud_control_log_followers", "Clients that follow a function's log")?;
         registry.register(Box::new(gauge.clone()))?;
-        Ok(Self { room: Arc::new(Semaphore::new(MAX_FOLLOWERS)), gauge })
+        Ok(Self { room: Arc::new(Semaphore::new(MAX_FOLLOWERS)), shares: Shares::new(MAX_FOLLOWERS_EACH), gauge })
     }
 
-    fn admit(&self) -> Result<Seat, Failure> {
+    fn admit(&self, owner: UserId) -> Result<Seat, Failure> {
+        let yours = || Failure::new(Code::Busy, "you follow logs with as many clients as you may: end one of them");
+        let share = self.shares.take(owner).ok_or_else(yours)?;
         let full = |_| Failure::new(Code::Busy, "too many clients follow logs: try again in a moment");
         let permit = Arc::clone(&self.room).try_acquire_owned().map_err(full)?;
         self.gauge.inc();
-        Ok(Seat { gauge: self.gauge.clone(), _permit: permit })
+        Ok(Seat { gauge: self.gauge.clone(), _permit: permit, _share: share })
     }
 }
 
 struct Seat {
     gauge: IntGauge,
     _permit: OwnedSemaphorePermit,
+    _share: Share,
 }
 
 impl Drop for Seat {
@@ -151,7 +158,7 @@ pub(crate) async fn logs(
     let function = owned(&state, owner, &key).await?;
     let query = RecordQuery { owner, function: function.id, limit, before, success };
     if follow {
-        let seat = state.followers.admit()?;
+        let seat = state.followers.admit(owner)?;
         let timeout = function.active.map_or(0, |active| active.spec.limits.timeout_ms);
         let events = follow_from(state, query, Duration::from_millis(timeout.into()), seat).await?;
         return Ok(sse::answer(events));
@@ -174,22 +181,23 @@ async fn read(state: &State, query: RecordQuery) -> Result<RecordPage, store::Er
 struct Follow {
     state: Arc<State>,
     query: RecordQuery,
+    /// Of what is younger than `floor`.
     seen: HashSet<InvocationId>,
+    /// What is older is not new, whatever it is.
+    floor: InvocationId,
+    /// How long after a call has begun its record may still come.
+    reach: Duration,
+    looks: u32,
     found: VecDeque<Record>,
     ends: Instant,
     _seat: Seat,
 }
 
 /// `event: invocation` for each record: first the last `limit` ones, oldest first, then each as it reaches the store.
-    /// Of what is younger than `floor`.
 async fn follow_from(
-    /// What is older is not new, whatever it is.
-    floor: InvocationId,
-    /// How long after a call has begun its record may still come.
-    reach: Duration,
-    looks: u32,
     state: Arc<State>,
     query: RecordQuery,
+    timeout: Duration,
     seat: Seat,
 ) -> Result<impl Stream<Item = Event> + Send, Failure> {
     let mut follow = Follow {
@@ -199,18 +207,10 @@ async fn follow_from(
         looks: 0,
         found: VecDeque::new(),
         ends: Instant::now() + FOLLOW_LIFETIME,
-    timeout: Duration,
         query,
         state,
         _seat: seat,
     };
-    Ok(stream::unfold(follow, |mut follow| async {
-        loop {
-            if let Some(record) = follow.found.pop_front() {
-                let event = sse::json("invocation", &Entry::from(record));
-                return Some((event, follow));
-            }
-            tokio::select! {
     let (old, whole) = follow.newest(|page, floor| page.last().is_some_and(|last| last.id < floor)).await?;
     if !whole {
         follow.floor = old.last().map_or(follow.floor, |last| last.id);
@@ -219,11 +219,18 @@ async fn follow_from(
     let shown = read(&follow.state, query).await?.records;
     follow.seen.extend(old.iter().chain(&shown).map(|record| record.id));
     follow.found.extend(shown.into_iter().rev());
-                () = tokio::time::sleep(FOLLOW_PAUSE) => {}
-                () = follow.state.stop.cancelled() => return None,
+    Ok(stream::unfold(follow, |mut follow| async {
+        loop {
             if Instant::now() >= follow.ends {
                 return None;
             }
+            if let Some(record) = follow.found.pop_front() {
+                let event = sse::json("invocation", &Entry::from(record));
+                return Some((event, follow));
+            }
+            tokio::select! {
+                () = tokio::time::sleep(FOLLOW_PAUSE) => {}
+                () = follow.state.stop.cancelled() => return None,
                 () = tokio::time::sleep_until(follow.ends) => return None,
             }
             if let Err(error) = follow.look().await {
@@ -231,6 +238,13 @@ async fn follow_from(
             }
         }
     }))
+}
+
+/// The id of a call that began so long ago.
+fn oldest_of(age: Duration) -> InvocationId {
+    let then = SystemTime::now() - age;
+    let millis = then.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
+    uuid::Builder::from_unix_timestamp_millis(u64::try_from(millis).unwrap_or(u64::MAX), &[0; 10]).into_uuid().into()
 }
 
 impl Follow {
@@ -264,13 +278,6 @@ impl Follow {
     ) -> Result<(Vec<Record>, bool), store::Error> {
         let (mut newest, mut before) = (Vec::new(), None);
         for _ in 0..FOLLOW_PAGES {
-/// The id of a call that began so long ago.
-fn oldest_of(age: Duration) -> InvocationId {
-    let then = SystemTime::now() - age;
-    let millis = then.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
-    uuid::Builder::from_unix_timestamp_millis(u64::try_from(millis).unwrap_or(u64::MAX), &[0; 10]).into_uuid().into()
-}
-
             let query = RecordQuery { limit: FOLLOW_PAGE, before, ..self.query };
             let page = read(&self.state, query).await?;
             before = page.records.last().map(|record| record.id);

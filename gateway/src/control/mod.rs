@@ -37,6 +37,7 @@ mod passwords;
 mod plan;
 mod release;
 mod request;
+mod shares;
 mod sse;
 #[cfg(test)]
 mod tests;

@@ -264,6 +264,26 @@ async fn a_follower_sees_what_is_new_and_all_of_it() {
     assert!(third.contains(&new), "{third}");
 }
 
+#[tokio::test]
+async fn nobody_follows_with_all_seats() {
+    let api = Api::start().await;
+    let (ada, token) = api.user("ada@example.com").await;
+    let (bob, other) = api.user("bob@example.com").await;
+    api.function(ada, "a").await;
+    api.function(bob, "a").await;
+    let follow = |token: &str| api.router.clone().oneshot(get("/api/functions/a/logs?follow=true", token));
+    let mut hers = Vec::new();
+    for _ in 0..4 {
+        hers.push(follow(&token).await.unwrap());
+    }
+    assert_eq!(
+        (follow(&token).await.unwrap().status().as_u16(), follow(&other).await.unwrap().status().as_u16()),
+        (429, 200)
+    );
+    hers.pop();
+    assert_eq!(follow(&token).await.unwrap().status(), 200);
+}
+
 fn one(owner: UserId, function: &Function) -> store::RecordQuery {
     store::RecordQuery { owner, function: function.id, limit: 1, before: None, success: None }
 }

@@ -157,6 +157,27 @@ async fn deploys_of_one_function_take_turns() {
 }
 
 #[tokio::test]
+async fn nobody_deploys_in_all_places() {
+    let api = Api::start().await;
+    let node = api.node().await;
+    let (_, token) = api.user("ada@example.com").await;
+    let (_, other) = api.user("bob@example.com").await;
+    node.hold().await;
+    let mut calls = Vec::new();
+    for n in 0..8 {
+        calls.push(tokio::spawn(api.router.clone().oneshot(one(&token, &format!("f{n}")))));
+        until("the upload is here", || api.state.deploys.lanes.taken() == n + 1).await;
+    }
+    api.check(one(&token, "more"), 429, "as many deploys under way").await;
+    calls.push(tokio::spawn(api.router.clone().oneshot(one(&other, "his"))));
+    until("another's upload is here", || api.state.deploys.lanes.taken() == 9).await;
+    node.go_on();
+    for call in calls {
+        assert_eq!(call.await.unwrap().unwrap().status(), 201);
+    }
+}
+
+#[tokio::test]
 async fn deleted_while_it_is_built() {
     let api = Api::start().await;
     let node = api.node().await;
