@@ -278,6 +278,8 @@ pub trait Store: RecordSink {
     /// Deletes a function of `owner` with its versions, records, logs and data. [`Error::NotFound`] if it is not his.
     async fn delete_function(&self, owner: UserId, function: FunctionId) -> Result<(), Error>;
 
+    /// Deletes some of the records and log lines that are older than `before`; how many, 0 when there are none left.
+    async fn purge_history(&self, before: DateTime<Utc>) -> Result<u64, Error>;
     /// A function's records, newest first. [`Error::NotFound`] if it is not his.
     async fn records(&self, query: RecordQuery) -> Result<RecordPage, Error>;
 }

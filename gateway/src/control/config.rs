@@ -25,6 +25,9 @@ pub struct ControlArgs {
     /// How long one deploy may take from its complete upload to its answer, in seconds: at most a quarter of an hour.
     #[arg(long, env = "DEPLOY_TIMEOUT_SECONDS", default_value_t = 900, value_parser = clap::value_parser!(u32).range(10..=900))]
     pub deploy_timeout_seconds: u32,
+    /// How long records of calls and lines of build logs are kept, in days.
+    #[arg(long, env = "RECORD_RETENTION_DAYS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=3650))]
+    pub record_retention_days: u32,
     /// How the platform is reached from outside, such as `https://functions.example.com`; it begins the `url` of
     /// every function. Default: `http://` and the request's `Host`.
     #[arg(long, env = "PUBLIC_URL")]
@@ -47,6 +50,10 @@ impl ControlArgs {
 
     pub(crate) fn refresh_token_lifetime(&self) -> chrono::Duration {
         chrono::Duration::days(self.refresh_token_days.into())
+    }
+
+    pub(crate) fn record_retention(&self) -> chrono::Duration {
+        chrono::Duration::days(self.record_retention_days.into())
     }
 
     pub(crate) fn deploy_timeout(&self) -> Duration {

@@ -7,7 +7,7 @@ use common::error::Chain;
 
 use super::State;
 
-/// The pause between two purges of expired tokens.
+/// The pause between two purges of what has expired.
 const PURGE_PAUSE: Duration = Duration::from_secs(60 * 60);
 
 /// How long to wait before routes that could not be brought up to date are tried again.
@@ -24,7 +24,7 @@ pub(crate) async fn recover(state: &State) -> Result<(), store::Error> {
 
 /// Until the gateway stops.
 pub(crate) async fn run(state: Arc<State>) {
-    tokio::join!(purge_tokens(&state), catch_up(&state));
+    tokio::join!(purge_tokens(&state), purge_history(&state), catch_up(&state));
 }
 
 /// Deletes refresh tokens that have expired.
@@ -34,6 +34,28 @@ async fn purge_tokens(state: &State) {
             Ok(0) => {}
             Ok(purged) => tracing::debug!(purged, "expired refresh tokens are deleted"),
             Err(error) => tracing::warn!(%error, "expired refresh tokens could not be deleted: trying again later"),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(PURGE_PAUSE) => {}
+            () = state.stop.cancelled() => return,
+        }
+    }
+}
+
+/// Deletes records and logs that are older than they are kept.
+async fn purge_history(state: &State) {
+    loop {
+        let before = chrono::Utc::now() - state.args.record_retention();
+        // Some at a time: whoever waits for the database gets his turn between two.
+        while !state.stop.is_cancelled() {
+            match state.store.purge_history(before).await {
+                Ok(0) => break,
+                Ok(purged) => tracing::debug!(purged, "old records and log lines are deleted"),
+                Err(error) => {
+                    tracing::warn!(%error, "old records could not be deleted: trying again later");
+                    break;
+                }
+            }
         }
         tokio::select! {
             () = tokio::time::sleep(PURGE_PAUSE) => {}

@@ -159,6 +159,10 @@ impl Store for Postgres {
         within(DELETE_DEADLINE, functions::delete(&self.main, &self.function_data, owner, function)).await
     }
 
+    async fn purge_history(&self, before: DateTime<Utc>) -> Result<u64, Error> {
+        within(DEADLINE, records::purge(&self.main, before)).await
+    }
+
     async fn records(&self, query: RecordQuery) -> Result<RecordPage, Error> {
         within(DEADLINE, records::list(&self.main, query)).await
     }

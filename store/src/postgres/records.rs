@@ -1,10 +1,13 @@
 //! `function_invocations`: batches in, pages out.
 
+use chrono::{DateTime, Utc};
 use common::invocation::Record;
 use sqlx::PgPool;
 use uuid::Uuid;
 
-use crate::rows::{RECORDS, bigint, integer, page, status_word, timestamp};
+use crate::rows::{
+    PURGE_LOGS, PURGE_RECORDS, PURGE_ROWS, RECORDS, bigint, first_id, integer, page, status_word, timestamp,
+};
 use crate::text::{storable, storable_json};
 use crate::{Error, RecordPage, RecordQuery};
 
@@ -89,4 +92,14 @@ pub(super) async fn list(pool: &PgPool, query: RecordQuery) -> Result<RecordPage
         }
     }
     Ok(page)
+}
+
+/// Records, and the lines of logs beside them.
+pub(super) async fn purge(pool: &PgPool, before: DateTime<Utc>) -> Result<u64, Error> {
+    let mut deleted = 0;
+    for statement in [PURGE_RECORDS, PURGE_LOGS] {
+        let done = sqlx::query(statement).bind(first_id(before)).bind(PURGE_ROWS).execute(pool).await?;
+        deleted += done.rows_affected();
+    }
+    Ok(deleted)
 }

@@ -172,6 +172,10 @@ impl Store for Sqlite {
         functions::delete(&self.writer, owner, function).await
     }
 
+    async fn purge_history(&self, before: DateTime<Utc>) -> Result<u64, Error> {
+        records::purge(&self.writer, before).await
+    }
+
     async fn records(&self, query: RecordQuery) -> Result<RecordPage, Error> {
         records::list(&self.readers, query).await
     }

@@ -1,11 +1,14 @@
 //! `function_invocations`: batches in, pages out.
 
+use chrono::{DateTime, Utc};
 use common::invocation::Record;
 use sqlx::{QueryBuilder, Sqlite, SqlitePool};
 use uuid::Uuid;
 
 use super::begin;
-use crate::rows::{RECORDS, bigint, integer, page, status_word, timestamp};
+use crate::rows::{
+    PURGE_LOGS, PURGE_RECORDS, PURGE_ROWS, RECORDS, bigint, first_id, integer, page, status_word, timestamp,
+};
 use crate::text::{storable, storable_json};
 use crate::{Error, RecordPage, RecordQuery};
 
@@ -79,4 +82,14 @@ pub(super) async fn list(readers: &SqlitePool, query: RecordQuery) -> Result<Rec
         }
     }
     Ok(page)
+}
+
+/// Records, and the lines of logs beside them.
+pub(super) async fn purge(writer: &SqlitePool, before: DateTime<Utc>) -> Result<u64, Error> {
+    let mut deleted = 0;
+    for statement in [PURGE_RECORDS, PURGE_LOGS] {
+        let done = sqlx::query(statement).bind(first_id(before)).bind(PURGE_ROWS).execute(writer).await?;
+        deleted += done.rows_affected();
+    }
+    Ok(deleted)
 }

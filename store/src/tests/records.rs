@@ -5,7 +5,7 @@ use common::invocation::{ContainerLogs, ExecutionError, Metadata, Outcome, Recor
 
 use super::bench::{Bench, new_user, record};
 use super::on_both;
-use crate::{Error, Function, RecordQuery};
+use crate::{Error, Function, LogLine, RecordQuery};
 
 on_both!(
     a_record_comes_back_as_it_was,
@@ -15,6 +15,7 @@ on_both!(
     nul_in_output_fails_no_batch,
     records_are_paged_newest_first,
     a_page_has_a_size,
+    history_ends,
     a_foreign_functions_records_are_not_found,
     the_seeds_columns_hold_what_the_seed_says,
     numbers_beyond_a_columns_range_are_capped,
@@ -168,6 +169,24 @@ async fn a_page_has_a_size(bench: &Bench) {
         }
     }
     assert_eq!(sizes, [6, 6, 6, 6, 6, 1], "as many as have room, or one that is too large by itself");
+}
+
+async fn history_ends(bench: &Bench) {
+    let function = function(bench).await;
+    let now = chrono::Utc::now();
+    let mut batch: Vec<Record> = (0..5).map(|_| record(&function, Outcome::Success)).collect();
+    for (days, record) in batch[..3].iter_mut().enumerate() {
+        record.id = crate::rows::first_id(now - chrono::Duration::days(31 + days as i64)).into();
+    }
+    bench.store.insert_records(&batch).await.unwrap();
+    let line = LogLine { source: "build", message: "built".to_owned() };
+    bench.store.append_log(function.active.as_ref().unwrap().spec.deployment, &[line]).await.unwrap();
+    let purge = async |before| bench.store.purge_history(before).await.unwrap();
+    let then = now - chrono::Duration::days(30);
+    assert_eq!((purge(then).await, purge(then).await), (3, 0));
+    assert_eq!(bench.store.records(all_of(&function)).await.unwrap().records.len(), 2);
+    let later = now + chrono::Duration::days(1);
+    assert_eq!((purge(later).await, purge(later).await), (3, 0));
 }
 
 async fn a_foreign_functions_records_are_not_found(bench: &Bench) {
