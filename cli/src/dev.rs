@@ -3,7 +3,7 @@
 //! It looks at what could go wrong before it starts anything, makes its secrets and the operator's account once, says
 //! where everything is, and is quiet after that.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -44,7 +44,7 @@ pub(crate) fn run(mut args: Args) -> Result<()> {
     preflight::check(&args)?;
     let data_dir = &args.shared.place.data_dir;
     account::ensure_jwt_secret(data_dir, &mut args.gateway)?;
-    let url = format!("http://localhost:{}", args.gateway.listen.port);
+    let url = local_url(args.gateway.listen_addr());
     let (founder, account) = account::ensure_operator(data_dir, url.clone())?;
     let greeting = Greeting { url, account, email: founder.email.clone() };
     args.gateway.founder = Some(founder);
@@ -71,6 +71,16 @@ pub(crate) fn run(mut args: Args) -> Result<()> {
     life.stop_agent.cancel();
     let beside = beside.join().map_err(|_| anyhow!("the agent panicked: the log above has the cause"))?;
     served.context("the gateway could not go on").and(beside)
+}
+
+/// How this machine reaches a listener at `address`: by name where it listens there, else by the address itself.
+fn local_url(address: SocketAddr) -> String {
+    let ip = address.ip();
+    if ip.is_unspecified() || ip == Ipv4Addr::LOCALHOST {
+        format!("http://localhost:{}", address.port())
+    } else {
+        format!("http://{address}")
+    }
 }
 
 /// What the parts share: who is ready, and when to stop.
@@ -150,20 +160,37 @@ async fn greet(greeting: &Greeting, data_dir: &Path, ops_addr: SocketAddr, life:
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let Greeting { url, email, account } = greeting;
+    let (data, account) = (data_dir.display(), account.display());
     output::line(format_args!(
         "Dart Cloud is ready.\n\n\
          \x20 API and functions  {url}\n\
          \x20 Metrics            http://{ops_addr}/metrics\n\
-         \x20 Data               {}\n\
-         \x20 Operator           {email} (password in {})\n\n\
-         Try it:\n\
+         \x20 Data               {data}\n\
+         \x20 Operator           {email} (password in {account})\n\n\
+         Try it in another terminal, where the first line says that this server is meant:\n\
+         \x20 export DARTCLOUD_URL={url} DATA_DIR='{data}'\n\
          \x20 curl {url}/api/health\n\
          \x20 dartcloud new hello --runtime python\n\
          \x20 dartcloud deploy hello\n\
          \x20 dartcloud invoke hello --body '{{\"name\": \"Ada\"}}'\n\n\
          Ctrl-C stops it; what was deployed is there again at the next start.",
-        data_dir.display(),
-        account.display(),
     ))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_url_follows_the_listener() {
+        let check = |address: &str, expected: &str| assert_eq!(local_url(address.parse().unwrap()), expected);
+        check("127.0.0.1:8080", "http://localhost:8080");
+        check("0.0.0.0:80", "http://localhost:80");
+        check("[::]:8080", "http://localhost:8080");
+        check("192.0.2.7:8080", "http://192.0.2.7:8080");
+        // The name need not lead to these two.
+        check("127.0.0.2:8080", "http://127.0.0.2:8080");
+        check("[::1]:8080", "http://[::1]:8080");
+    }
 }
