@@ -1,5 +1,8 @@
-//! `dartcloud invoke`: calls a function and prints its result.
+//! `dartcloud invoke`: calls a function and prints its result. JSON passes through unread, so that no number is
+//! rounded and no order lost.
 
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::time::Duration;
@@ -7,8 +10,8 @@ use std::time::Duration;
 use anyhow::Context as _;
 use common::names::FunctionName;
 use reqwest::Method;
-use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 use crate::api::{self, Client, Refusal, Server};
 use crate::{failure, output, progress};
@@ -55,10 +58,25 @@ fn header(text: &str) -> Result<(String, String), String> {
     Ok((name.trim().to_ascii_lowercase(), value.trim().to_owned()))
 }
 
+/// What the function is to see; what is not named is left to the server.
+#[derive(Debug, Serialize)]
+struct Envelope<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    body: Option<Box<RawValue>>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    query: BTreeMap<&'a str, &'a str>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    headers: BTreeMap<&'a str, &'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    method: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path: Option<&'a str>,
+}
+
 #[derive(Deserialize)]
 struct Answer {
-    #[serde(default)]
-    result: Value,
+    /// `None` is JSON's null.
+    result: Option<Box<RawValue>>,
 }
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
@@ -82,36 +100,32 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     if json {
         return Ok(output::line(answer)?);
     }
-    match api::parse::<Answer>(&answer)?.result {
-        Value::String(text) => output::line(text)?,
-        result => output::line(serde_json::to_string_pretty(&result)?)?,
-    }
-    Ok(())
+    let result = api::parse::<Answer>(&answer)?.result;
+    Ok(output::line(shown(result.as_deref().map_or("null", RawValue::get)))?)
 }
 
-/// What the function is to see; what is not named is left to the server.
-fn envelope(args: &Args) -> anyhow::Result<Value> {
-    let mut envelope = Map::new();
-    if let Some(body) = &args.body {
-        envelope.insert("body".into(), body_of(body)?);
+/// A text without its quotes, anything else as it came.
+fn shown(json: &str) -> Cow<'_, str> {
+    match serde_json::from_str::<String>(json) {
+        Ok(text) => text.into(),
+        Err(_) => json.into(),
     }
-    let text = |pairs: &[(String, String)]| {
-        Value::Object(pairs.iter().map(|(name, value)| (name.clone(), Value::String(value.clone()))).collect())
-    };
-    for (name, pairs) in [("query", &args.query), ("headers", &args.header)] {
-        if !pairs.is_empty() {
-            envelope.insert(name.into(), text(pairs));
-        }
-    }
-    for (name, value) in [("method", &args.method), ("path", &args.path)] {
-        if let Some(value) = value {
-            envelope.insert(name.into(), Value::String(value.clone()));
-        }
-    }
-    Ok(Value::Object(envelope))
 }
 
-fn body_of(text: &str) -> anyhow::Result<Value> {
+fn envelope(args: &Args) -> anyhow::Result<Envelope<'_>> {
+    fn pairs(pairs: &[(String, String)]) -> BTreeMap<&str, &str> {
+        pairs.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect()
+    }
+    Ok(Envelope {
+        body: args.body.as_deref().map(body_of).transpose()?,
+        query: pairs(&args.query),
+        headers: pairs(&args.header),
+        method: args.method.as_deref(),
+        path: args.path.as_deref(),
+    })
+}
+
+fn body_of(text: &str) -> anyhow::Result<Box<RawValue>> {
     let bytes = match text.strip_prefix('@') {
         Some(path) => read(File::open(path).with_context(|| format!("cannot read {path}"))?)?,
         None if text == "-" => read(io::stdin().lock())?,
@@ -134,7 +148,6 @@ fn read(source: impl Read) -> anyhow::Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use clap::Parser;
-    use serde_json::json;
 
     use super::*;
 
@@ -144,9 +157,9 @@ mod tests {
         args: Args,
     }
 
-    fn check(words: &[&str], expected: Result<Value, &str>) {
+    fn check(words: &[&str], expected: Result<&str, &str>) {
         let line = Line::try_parse_from([&["invoke", "hello"], words].concat()).unwrap();
-        match (envelope(&line.args), expected) {
+        match (envelope(&line.args).map(|envelope| serde_json::to_string(&envelope).unwrap()), expected) {
             (Ok(got), Ok(expected)) => assert_eq!(got, expected),
             (Err(error), Err(part)) => assert!(format!("{error:#}").contains(part), "{error:#} has no {part}"),
             (got, expected) => panic!("{words:?}: {got:?}, expected {expected:?}"),
@@ -158,15 +171,29 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(&file, "[1]").unwrap();
         let at_file = format!("@{}", file.path().display());
-        check(&[], Ok(json!({})));
-        check(&["--body", "{\"a\": 1}"], Ok(json!({"body": {"a": 1}})));
-        check(&["--body", "-1"], Ok(json!({"body": -1})));
-        check(&["--body", &at_file], Ok(json!({"body": [1]})));
+        check(&[], Ok("{}"));
+        check(&["--body", "{\"b\": 1, \"a\": 2}"], Ok(r#"{"body":{"b": 1, "a": 2}}"#));
+        check(&["--body", "-1"], Ok(r#"{"body":-1}"#));
+        check(&["--body", " 12345678901234567890123 "], Ok(r#"{"body":12345678901234567890123}"#));
+        check(&["--body", "[1.10, 1e400]"], Ok(r#"{"body":[1.10, 1e400]}"#));
+        check(&["--body", "null"], Ok(r#"{"body":null}"#));
+        check(&["--body", &at_file], Ok(r#"{"body":[1]}"#));
         check(&["--body", "hello"], Err("the body is not JSON"));
+        check(&["--body", "1 2"], Err("the body is not JSON"));
         check(&["--body", "@/no/such/file"], Err("cannot read /no/such/file"));
         let all = ["--query", "a=b=c", "--query", "d=", "--header", "X-A: b:c", "--method", "PUT", "--path", "/x"];
-        let expected =
-            json!({"query": {"a": "b=c", "d": ""}, "headers": {"x-a": "b:c"}, "method": "PUT", "path": "/x"});
-        check(&all, Ok(expected));
+        check(&all, Ok(r#"{"query":{"a":"b=c","d":""},"headers":{"x-a":"b:c"},"method":"PUT","path":"/x"}"#));
+    }
+
+    #[test]
+    fn results() {
+        let check = |answer: &str, expected: &str| {
+            let result = api::parse::<Answer>(answer).unwrap().result;
+            assert_eq!(shown(result.as_deref().map_or("null", RawValue::get)), expected);
+        };
+        check(r#"{"success":true,"result":"a\nb"}"#, "a\nb");
+        check(r#"{"result":{"b":12345678901234567890123,"a":1.10}}"#, r#"{"b":12345678901234567890123,"a":1.10}"#);
+        check(r#"{"result":null}"#, "null");
+        check("{}", "null");
     }
 }
