@@ -145,45 +145,58 @@ impl BuildCache {
             return Ok(build);
         }
         self.make_room(extent.bytes);
-        let path = self.directory.join(digest.to_string());
         let seal = serde_json::to_vec(&Seal { extent }).map_err(io::Error::from)?;
-        std::fs::write(seal_path(&self.directory, digest), seal)?;
-        std::fs::rename(tree, &path)?;
+        let path = self.directory.join(digest.to_string());
         let mut state = self.lock();
         state.uses += 1;
+        let now = state.uses;
+        if let Some(cached) = state.builds.get_mut(&digest) {
+            // Somebody else was quicker.
+            cached.last_use = now;
+            return Ok(Arc::clone(&cached.build));
+        }
+        std::fs::write(seal_path(&self.directory, digest), seal)?;
+        std::fs::rename(tree, &path)?;
         let build = Arc::new(Build(path));
-        let cached = Cached { build: Arc::clone(&build), bytes: extent.bytes, last_use: state.uses };
-        state.builds.insert(digest, cached);
+        state.builds.insert(digest, Cached { build: Arc::clone(&build), bytes: extent.bytes, last_use: now });
         self.show(&state);
         Ok(build)
     }
 
     /// Removes builds until `coming` bytes more fit, or until all that are left are in use.
     fn make_room(&self, coming: u64) {
-        let mut evicted = Vec::new();
+        let mut graves = Vec::new();
         {
             let mut state = self.lock();
             while state.bytes().saturating_add(coming) > self.max_bytes {
                 let Some(digest) = state.evictable() else { break };
+                match self.bury(digest) {
+                    Ok(grave) => graves.push(grave),
+                    Err(error) => {
+                        tracing::warn!(%error, build = %digest, "a build that is not needed could not be removed");
+                        break;
+                    }
+                }
                 state.builds.remove(&digest);
-                evicted.push(digest);
+                self.metrics.build_cache_evicted.inc();
             }
             self.show(&state);
         }
-        for digest in evicted {
-            if let Err(error) = self.remove(digest) {
-                tracing::warn!(%error, build = %digest, "a build that is not needed could not be removed");
+        // What takes long comes after the lock.
+        for grave in graves {
+            if let Err(error) = tree::remove(grave.path()) {
+                tracing::warn!(%error, "a build that was evicted is left behind until the next start");
             }
-            self.metrics.build_cache_evicted.inc();
         }
     }
 
-    /// Renamed first, so that half a build never bears a digest.
-    fn remove(&self, digest: Digest) -> io::Result<()> {
+    /// Takes a build away from its name in one step, so that half a build never bears a digest. It is called under the
+    /// lock: the same build may come in again at any moment.
+    fn bury(&self, digest: Digest) -> io::Result<tempfile::TempDir> {
         let grave = self.workplace()?;
-        std::fs::rename(self.directory.join(digest.to_string()), grave.path().join("build"))?;
-        std::fs::remove_file(seal_path(&self.directory, digest))?;
-        tree::remove(grave.path())
+        gone(std::fs::remove_file(seal_path(&self.directory, digest)))?;
+        gone(std::fs::rename(self.directory.join(digest.to_string()), grave.path().join("build")))?;
+        Ok(grave)
     }
 
     fn show(&self, state: &State) {
@@ -193,6 +206,14 @@ impl BuildCache {
     /// The state is only touched by code that cannot panic half way, so a poisoned lock is as good as any.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What is not there needs no removal.
+fn gone(removed: io::Result<()>) -> io::Result<()> {
+    match removed {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
     }
 }
 
@@ -260,6 +281,23 @@ mod tests {
         drop(held);
         drop(add(&cache, "c", 2500));
         check(&cache, &["c"]);
+    }
+
+    #[test]
+    fn what_goes_may_come_in_again_at_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = open(directory.path(), 1500);
+        std::thread::scope(|scope| {
+            for name in ["a", "b", "a", "b"] {
+                let cache = &cache;
+                scope.spawn(move || {
+                    for _ in 0..200 {
+                        assert!(add(cache, name, 1000).0.join("main").exists());
+                    }
+                });
+            }
+        });
+        assert!(cache.lock().builds.values().all(|cached| cached.build.0.join("main").exists()));
     }
 
     #[test]
