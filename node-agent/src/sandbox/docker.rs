@@ -9,8 +9,8 @@ use bollard::Docker;
 use bollard::errors::Error as Refusal;
 use bollard::models::{ContainerCreateBody, ContainerUpdateBody, NetworkCreateRequest};
 use bollard::query_parameters::{
-    CreateContainerOptions, CreateImageOptions, ListContainersOptions, ListNetworksOptions, RemoveContainerOptions,
-    StartContainerOptions, WaitContainerOptions,
+    CreateContainerOptions, CreateImageOptions, InspectNetworkOptions, ListContainersOptions, ListNetworksOptions,
+    RemoveContainerOptions, StartContainerOptions, WaitContainerOptions,
 };
 use common::ids::NodeId;
 use futures_util::StreamExt;
@@ -193,9 +193,14 @@ impl Engine {
         Ok(ids.collect())
     }
 
-    /// Makes a network whose containers do not reach each other, and tells its name.
-    pub(crate) async fn make_network(&self, node: NodeId) -> Result<String, DockerError> {
+    /// The name of the node's network, whose containers do not reach each other. It is made if it is not there:
+    /// `docker network prune` takes it whenever no sandbox is in it.
+    pub(crate) async fn network(&self, node: NodeId) -> Result<String, DockerError> {
         let name = format!("dartcloud-{node}");
+        match call("inspect a network", self.docker.inspect_network(&name, None::<InspectNetworkOptions>)).await {
+            Err(DockerError::Refused { source, .. }) if status(&source) == Some(404) => {}
+            found => return found.map(|_| name),
+        }
         let request = NetworkCreateRequest {
             name: name.clone(),
             driver: Some("bridge".to_owned()),

@@ -6,11 +6,10 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::ids::{NodeId, SandboxId};
 use tokio::runtime::Handle;
-use tokio::sync::OnceCell;
 use tokio_util::task::TaskTracker;
 
 use super::SandboxArgs;
@@ -22,6 +21,9 @@ use super::spec::{self, Bind, Blueprint, Limits};
 
 /// How long a runner may take from its container's start until it dials.
 const DIAL_LIMIT: Duration = Duration::from_secs(20);
+/// How often it is looked for what nobody knows to be left behind: an Engine that was asked to make a container and was
+/// not waited for, since it took too long or the call was given up, may make it later all the same.
+const SWEEP: Duration = Duration::from_secs(60);
 /// User ids from the first one on.
 const UIDS: u32 = 100_000;
 
@@ -61,10 +63,13 @@ pub(crate) struct Site {
     pub(crate) ground: Ground,
     runner: PathBuf,
     names: Mutex<Names>,
-    /// The name of the network of those that have one; made when the first needs it.
-    network: OnceCell<String>,
+    /// The network that the operator named for those that have one.
+    named_network: Option<String>,
+    /// Held while the node's own network is looked for, and made.
+    making_network: tokio::sync::Mutex<()>,
     /// Something could not be removed, and is to be swept up.
     littered: AtomicBool,
+    swept: Mutex<Instant>,
     tasks: TaskTracker,
     runtime: Handle,
 }
@@ -110,15 +115,16 @@ impl Site {
         // Two agents on one machine seldom begin at the same id.
         let offset = u32::try_from(node.uuid().as_u128() % u128::from(UIDS)).unwrap_or(0);
         let names = Mutex::new(Names { first_uid: args.sandbox_first_uid, next_uid: offset, taken: HashMap::new() });
-        let network = args.sandbox_network.clone();
         Self {
             node,
             engine,
             ground,
             runner,
             names,
-            network: OnceCell::new_with(network),
+            named_network: args.sandbox_network.clone(),
+            making_network: tokio::sync::Mutex::default(),
             littered: AtomicBool::new(false),
+            swept: Mutex::new(Instant::now()),
             tasks: TaskTracker::new(),
             runtime: Handle::current(),
         }
@@ -142,7 +148,11 @@ impl Site {
         if !wanted {
             return Ok(None);
         }
-        self.network.get_or_try_init(|| self.engine.make_network(self.node)).await.cloned().map(Some)
+        if let Some(name) = &self.named_network {
+            return Ok(Some(name.clone()));
+        }
+        let _turn = self.making_network.lock().await;
+        self.engine.network(self.node).await.map(Some)
     }
 
     /// Takes a directory and a user id.
@@ -154,10 +164,14 @@ impl Site {
         Ok(claim)
     }
 
-    /// Removes again what could not be removed before, if anything: containers of ours that no claim stands for.
+    /// Removes containers of ours that no claim stands for, when some are known to be there, and now and then.
     pub(crate) async fn sweep(&self) {
-        if !self.littered.swap(false, Ordering::Relaxed) {
-            return;
+        {
+            let mut swept = self.swept.lock().unwrap_or_else(PoisonError::into_inner);
+            if !self.littered.swap(false, Ordering::Relaxed) && swept.elapsed() < SWEEP {
+                return;
+            }
+            *swept = Instant::now();
         }
         let removed = async {
             for (container, sandbox) in self.engine.list(self.node).await? {
@@ -171,6 +185,12 @@ impl Site {
             tracing::warn!(%error, "sandboxes are left behind; trying again");
             self.littered.store(true, Ordering::Relaxed);
         }
+    }
+
+    /// As if the last sweep were long ago.
+    #[cfg(test)]
+    pub(crate) fn age(&self) {
+        *self.swept.lock().unwrap() = Instant::now().checked_sub(SWEEP).unwrap();
     }
 }
 

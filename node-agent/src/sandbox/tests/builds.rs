@@ -115,3 +115,18 @@ async fn a_build_nobody_waits_for_ends() {
     )
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pruned_network_is_made_again() {
+    on_node(
+        |_| {},
+        async |node| {
+            for _ in 0..2 {
+                let (exit, lines, _) = build(node, "ls /sys/class/net", true).await;
+                assert_eq!((exit, lines), (BuildExit::Exited(0), ["eth0", "lo"].map(str::to_owned).to_vec()));
+                node.sandboxes.site.engine.remove_networks(node.id).await.unwrap();
+            }
+        },
+    )
+    .await;
+}

@@ -192,3 +192,27 @@ async fn what_an_earlier_life_left_is_removed() {
     )
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_that_the_engine_made_too_late_is_removed() {
+    on_node(
+        |_| {},
+        async |node| {
+            let engine = &node.sandboxes.site.engine;
+            let image = engine.image(&["debian:bookworm-slim".into(), "local/debian:bookworm".into()]).await.unwrap();
+            let sandbox = common::ids::SandboxId::new();
+            let labels = [(spec::NODE_LABEL, node.id.to_string()), (spec::SANDBOX_LABEL, sandbox.to_string())];
+            let container = bollard::models::ContainerCreateBody {
+                image: Some(image.id),
+                cmd: Some(vec!["sleep".into(), "600".into()]),
+                labels: Some(labels.map(|(name, value)| (name.to_owned(), value)).into()),
+                ..Default::default()
+            };
+            engine.start(&format!("dartcloud-{sandbox}"), container).await.unwrap();
+            assert_eq!(node.containers().await.len(), 1);
+            node.sandboxes.site.age();
+            node.settles_at(0).await;
+        },
+    )
+    .await;
+}
