@@ -25,7 +25,7 @@ use tracing::Instrument as _;
 use crate::build_cache::{BuildCache, BuildHandle};
 use crate::link::calls::{CallError, Calls};
 use crate::metrics::Metrics;
-use crate::sandbox::{BuildArgs, BuildJob, LeaseError, Sandboxes};
+use crate::sandbox::{BuildArgs, BuildJob, LeaseError, MAX_BUILD_ENTRIES, Sandboxes};
 
 mod run;
 pub(crate) mod tree;
@@ -33,8 +33,6 @@ pub(crate) mod tree;
 use run::{End, How, Run};
 use tree::{Extent, Unfit};
 
-/// Most files, folders and links of a build.
-const MAX_BUILD_ENTRIES: u32 = 300_000;
 /// How long an invocation waits for a build that is not here; the build goes on without it.
 const READY_DEADLINE: Duration = Duration::from_secs(60);
 /// Lines of a build's log that wait to be passed on.

@@ -54,7 +54,7 @@ pub(crate) fn output(work: &Path, output: Option<&str>) -> Result<PathBuf, Unfit
 /// Makes a tree a build: everybody may read it, nobody's special bits stay, and no link leads out of it.
 pub(crate) fn seal(root: &Path, max: Extent) -> Result<Extent, Unfit> {
     let mut extent = Extent::default();
-    let mut walk = Walk::new(root);
+    let mut walk = Walk::up_to(max.entries, root);
     make_folder_readable(root)?;
     while let Some((path, metadata)) = walk.next_entry()? {
         let shown = || path.strip_prefix(root).unwrap_or(&path).display();
@@ -167,17 +167,26 @@ struct Walk {
     stack: Vec<PathBuf>,
     /// The folder that was yielded last: read when it is gone on, so that it can be made readable first.
     entered: Option<PathBuf>,
+    /// How many entries more may be read. One beyond is yielded, for whoever counts: a folder of millions of names is
+    /// never held.
+    left: u64,
 }
 
 impl Walk {
     fn new(root: &Path) -> Self {
-        Self { stack: Vec::new(), entered: Some(root.to_owned()) }
+        Self::up_to(u64::MAX, root)
+    }
+
+    fn up_to(max: u64, root: &Path) -> Self {
+        Self { stack: Vec::new(), entered: Some(root.to_owned()), left: max }
     }
 
     fn next_entry(&mut self) -> io::Result<Option<(PathBuf, fs::Metadata)>> {
         if let Some(folder) = self.entered.take() {
-            let entries = fs::read_dir(folder)?.map(|entry| entry.map(|entry| entry.path()));
+            let most = usize::try_from(self.left.saturating_add(1)).unwrap_or(usize::MAX);
+            let entries = fs::read_dir(folder)?.take(most).map(|entry| entry.map(|entry| entry.path()));
             let mut entries = entries.collect::<io::Result<Vec<_>>>()?;
+            self.left = self.left.saturating_sub(entries.len() as u64);
             entries.sort_unstable_by(|a, b| b.cmp(a));
             self.stack.append(&mut entries);
         }
@@ -237,6 +246,15 @@ mod tests {
         assert!(seal(directory.path(), Extent { bytes: 5, entries: 1 }).is_ok());
         assert!(seal(directory.path(), Extent { bytes: 4, entries: 1 }).is_err());
         assert!(seal(directory.path(), Extent { bytes: 5, entries: 0 }).is_err());
+        for name in 0..20 {
+            fs::write(directory.path().join(name.to_string()), "").unwrap();
+        }
+        let mut walk = Walk::up_to(5, directory.path());
+        let mut seen = 0;
+        while walk.next_entry().unwrap().is_some() {
+            seen += 1;
+        }
+        assert_eq!(seen, 6, "one more than may be, and not all");
     }
 
     #[test]

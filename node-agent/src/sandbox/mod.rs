@@ -19,6 +19,7 @@ mod runner_link;
 mod shelves;
 mod site;
 mod spec;
+mod usage;
 mod workshop;
 
 use std::path::{Path, PathBuf};
@@ -37,7 +38,7 @@ pub use args::{BuildArgs, SandboxArgs};
 pub use docker::DockerError;
 pub use lease::{Exit, Gone, How, Lease, ResultFile};
 pub use mounts::{Build, MountError};
-pub use workshop::{BuildError, BuildExit, BuildJob};
+pub use workshop::{BuildError, BuildExit, BuildJob, MAX_BUILD_ENTRIES};
 
 use blanks::Blanks;
 use dispatch::State;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use runner::wire::{How as Ended, Report, Run};
 use tokio::sync::mpsc;
@@ -15,12 +15,16 @@ use super::function::environment;
 use super::runner_link;
 use super::site::{Fault, Sandbox, Wish};
 use super::spec::{AUTHORITIES, Bind, Limits, Reach, WORK};
+use super::usage::{self, Usage};
 use super::{BuildArgs, Sandboxes};
 
 /// How much longer than the build the runner may take: it kills, waits for the dead, and reports.
 const REPORT_LIMIT: Duration = Duration::from_secs(15);
-/// How often the work directory is measured.
-const MEASURE: Duration = Duration::from_secs(2);
+/// Most files, folders and links of a build, while it runs and when it is done.
+pub const MAX_BUILD_ENTRIES: u32 = 300_000;
+/// How often the work directory is measured: the next time comes as much later as the last one took, several times.
+const MEASURE: Duration = Duration::from_millis(250);
+const MEASURE_SHARE: u32 = 4;
 /// Longest line of a log, in bytes; a longer one is cut into several.
 const MAX_LINE_BYTES: usize = 8 * 1024;
 /// The variables by which openssl, pip, requests, node and npm are told whom to trust.
@@ -56,6 +60,8 @@ pub enum BuildExit {
     OutOfMemory,
     /// It ran into `BUILD_DISK_MB`.
     DiskFull,
+    /// It made more than [`MAX_BUILD_ENTRIES`], or nested them too deeply.
+    TooManyFiles,
     /// The image has no such command; the system's error number.
     NotStarted(i32),
 }
@@ -76,6 +82,9 @@ impl BuildExit {
             Self::TimedOut => format!("the build took longer than {} s", args.build_timeout_seconds),
             Self::OutOfMemory => format!("the build needed more than {} MiB of memory", args.build_memory_mb),
             Self::DiskFull => format!("the build wrote more than {} MiB", args.build_disk_mb),
+            Self::TooManyFiles => {
+                format!("the build made more than {MAX_BUILD_ENTRIES} files and folders, or nested them too deeply")
+            }
             Self::NotStarted(errno) => {
                 format!("the build's command could not be started: {}", io::Error::from_raw_os_error(*errno))
             }
@@ -103,7 +112,10 @@ impl Sandboxes {
         let watched = tokio::time::timeout(limit, self.watch_build(&mut sandbox, &frame, &job.work, lines)).await;
         sandbox.remove().await;
         let exit = watched.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-        exit.map_err(|error| BuildError(format!("its sandbox is gone: {error}")))
+        exit.map_err(|error| match error.kind() {
+            io::ErrorKind::StorageFull => BuildError(error.to_string()),
+            _ => BuildError(format!("its sandbox is gone: {error}")),
+        })
     }
 
     async fn open_workshop(&self, job: &BuildJob, image: Image) -> Result<(Sandbox, Vec<u8>), Fault> {
@@ -154,23 +166,15 @@ impl Sandboxes {
         work: &Path,
         lines: mpsc::Sender<String>,
     ) -> io::Result<BuildExit> {
-        let mut measure = tokio::time::interval(MEASURE);
-        measure.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let limit_bytes = u64::from(self.args.build.build_disk_mb) * 1024 * 1024;
-        let work: Arc<Path> = work.into();
+        let bytes = u64::from(self.args.build.build_disk_mb) * 1024 * 1024;
+        let excess = watch_disk(work, Usage { bytes, entries: MAX_BUILD_ENTRIES.into() });
+        tokio::pin!(excess);
         let mut log = Log::new(lines);
         sandbox.link.send(frame).await?;
         loop {
             let report = tokio::select! {
                 report = sandbox.link.receive() => report,
-                _ = measure.tick() => {
-                    let work = Arc::clone(&work);
-                    let used = tokio::task::spawn_blocking(move || size(&work)).await.map_err(io::Error::other)?;
-                    if used > limit_bytes {
-                        return Ok(BuildExit::DiskFull);
-                    }
-                    continue;
-                }
+                excess = &mut excess => return excess,
                 () = self.stop.cancelled() => return Err(io::Error::other("the node shuts down")),
             };
             match report {
@@ -191,6 +195,26 @@ impl Sandboxes {
                 Err(error) => return Err(error),
             }
         }
+    }
+}
+
+/// Measures until there is too much, then tells how the build ends.
+async fn watch_disk(work: &Path, max: Usage) -> io::Result<BuildExit> {
+    let work: Arc<Path> = work.into();
+    loop {
+        let (since, looked_at) = (Instant::now(), Arc::clone(&work));
+        let look = move || Ok((usage::measure(&looked_at, max)?, usage::is_full(&looked_at)?));
+        let (used, full) = tokio::task::spawn_blocking(look).await.map_err(io::Error::other).flatten()?;
+        if used.entries > max.entries {
+            return Ok(BuildExit::TooManyFiles);
+        }
+        if used.bytes > max.bytes {
+            return Ok(BuildExit::DiskFull);
+        }
+        if full {
+            return Err(io::Error::new(io::ErrorKind::StorageFull, "the node's disk is nearly full"));
+        }
+        tokio::time::sleep(MEASURE.max(since.elapsed() * MEASURE_SHARE)).await;
     }
 }
 
@@ -260,23 +284,6 @@ fn give(directory: &Path, uid: u32) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// What a directory takes on disk, in bytes. It changes while it is looked at, so what cannot be read counts as 0.
-fn size(directory: &Path) -> u64 {
-    use std::os::unix::fs::MetadataExt;
-    let mut bytes = 0;
-    let mut open = vec![directory.to_path_buf()];
-    while let Some(directory) = open.pop() {
-        for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
-            let Ok(metadata) = entry.metadata() else { continue };
-            bytes += metadata.blocks() * 512;
-            if metadata.is_dir() {
-                open.push(entry.path());
-            }
-        }
-    }
-    bytes
 }
 
 #[cfg(test)]

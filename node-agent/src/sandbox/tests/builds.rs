@@ -78,6 +78,8 @@ async fn a_build_has_limits() {
         let (exit, ..) = build(node, script, false).await;
         assert_eq!(exit, BuildExit::DiskFull);
         assert_eq!(exit.failure(&node.args.build).unwrap(), "the build wrote more than 16 MiB");
+        let script = "for i in $(seq 300); do mkdir d; cd -P d; done; sleep 60";
+        assert_eq!(build(node, script, false).await.0, BuildExit::TooManyFiles);
     })
     .await;
 }

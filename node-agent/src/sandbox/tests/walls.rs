@@ -81,6 +81,7 @@ call('unshare', 272, 0x10000000)
 call('setns', 308, 0, 0)
 call('clone_newuser', 56, 0x10000000 | 17, 0, 0, 0, 0)
 call('clone3', 435, 0, 0)
+call('fallocate', 285, 1, 0, 0, 1)
 call('mount', 165, 0, 0, 0, 0, 0)
 call('fsopen', 430, 0, 0)
 call('bpf', 321, 0, 0, 0)
@@ -113,6 +114,7 @@ async fn system_calls_that_lead_out_are_refused() {
                 "setns",
                 "clone_newuser",
                 "clone3 ENOSYS",
+                "fallocate ENOTSUP",
                 "mount",
                 "fsopen",
                 "bpf",
