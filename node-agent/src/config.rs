@@ -1,6 +1,7 @@
 //! The agent's settings.
 
 use crate::build_cache::BuildCacheArgs;
+use crate::invocation::BodiesArgs;
 use crate::link::LinkArgs;
 use crate::sandbox::SandboxArgs;
 use crate::spool::SpoolArgs;
@@ -16,6 +17,9 @@ pub struct Settings {
     /// Sandboxes.
     #[command(flatten)]
     pub sandbox: SandboxArgs,
+    /// Requests in memory.
+    #[command(flatten)]
+    pub bodies: BodiesArgs,
     /// The build cache.
     #[command(flatten)]
     pub build_cache: BuildCacheArgs,

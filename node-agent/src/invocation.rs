@@ -28,10 +28,13 @@ use crate::metrics::Metrics;
 use crate::sandbox::{Exit, Lease, Sandboxes};
 use crate::spool::Spool;
 
+mod bodies;
 mod record;
 mod request;
 mod result;
 
+pub(crate) use bodies::BodiesArgs;
+use bodies::{Bodies, NoRoom, Room};
 use record::{Begun, Ran};
 use request::Handed;
 use result::{Reply, Verdict};
@@ -51,6 +54,7 @@ pub(crate) enum Form {
 pub(crate) struct Parts {
     pub(crate) node: NodeId,
     pub(crate) bodies: BodyLimits,
+    pub(crate) held: BodiesArgs,
     pub(crate) deployments: Arc<Deployments>,
     pub(crate) builds: Arc<Builds>,
     pub(crate) sandboxes: Arc<Sandboxes>,
@@ -61,6 +65,7 @@ pub(crate) struct Parts {
 /// Runs invocations.
 pub(crate) struct Invocations {
     parts: Parts,
+    held: Bodies,
     tasks: TaskTracker,
 }
 
@@ -75,6 +80,7 @@ struct Order {
 struct Call {
     order: Order,
     handed: Handed,
+    room: Room,
     arrived: DateTime<Utc>,
     clock: Instant,
 }
@@ -88,7 +94,8 @@ struct Done {
 
 impl Invocations {
     pub(crate) fn new(parts: Parts) -> Arc<Self> {
-        Arc::new(Self { parts, tasks: TaskTracker::new() })
+        let held = Bodies::new(parts.held);
+        Arc::new(Self { parts, held, tasks: TaskTracker::new() })
     }
 
     /// Answers a call. Once its request is read, it runs and is recorded whether or not anybody waits for the
@@ -104,18 +111,25 @@ impl Invocations {
             }
         };
         let id = order.id;
-        let handed = match read_body(body, &self.parts.bodies).await {
+        let mut room = self.held.room();
+        let handed = match read_body(room.counting(body), &self.parts.bodies).await {
             Ok(bytes) => hand(&head, &bytes, &order, arrived),
             Err(error) => Err(error),
         };
-        let handed = match handed {
+        // What the function gets may be several times as large.
+        let fitted = handed.and_then(|handed| match room.fit(handed.json.len()) {
+            Ok(()) => Ok(handed),
+            Err(full) => Err(full.public()),
+        });
+        let handed = match fitted {
             Ok(handed) => handed,
+            Err(error) if error.code == Code::NoSandbox => return refusal(&error, &id.to_string(), None),
             Err(error) => {
                 self.parts.metrics.invocations.with_label_values(&[Outcome::BadRequest.word()]).inc();
                 return refusal(&error, &id.to_string(), Some(Outcome::BadRequest));
             }
         };
-        let call = Call { order, handed, arrived, clock };
+        let call = Call { order, handed, room, arrived, clock };
         let invocations = Arc::clone(self);
         let span = tracing::info_span!("invocation", request_id = %id);
         let run = self.tasks.spawn(async move { invocations.run(call).await }.instrument(span));
@@ -138,7 +152,7 @@ impl Invocations {
     async fn run(self: Arc<Self>, call: Call) -> Result<Done, PublicError> {
         let spec = self.parts.deployments.get(call.order.deployment).await.map_err(|error| unknown(&error))?;
         let (id, form, clock) = (call.order.id, call.order.form, call.clock);
-        let Handed { json, info } = call.handed;
+        let (Handed { json, info }, _room) = (call.handed, call.room);
         let begun = Begun { id, node: self.parts.node, spec: &spec, info, arrived: call.arrived };
         let mut lease = match self.lease(&spec, id).await {
             Ok(lease) => lease,
@@ -261,7 +275,10 @@ where
             let text = format!("The request body is larger than {} MiB", limits.max_request_mb);
             Err(PublicError::new(Code::TooLarge, text))
         }
-        Ok(Err(_)) => Err(PublicError::new(Code::BadRequest, "The request body ended early")),
+        Ok(Err(error)) => Err(match error.downcast_ref::<NoRoom>() {
+            Some(full) => full.public(),
+            None => PublicError::new(Code::BadRequest, "The request body ended early"),
+        }),
         Err(_) => Err(PublicError::new(Code::RequestTimeout, "The request body came too slowly")),
     }
 }

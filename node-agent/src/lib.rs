@@ -136,6 +136,7 @@ pub async fn run(
     let invocations = Invocations::new(invocation::Parts {
         node,
         bodies,
+        held: settings.bodies,
         deployments: Arc::clone(&deployments),
         builds: Arc::clone(&builds),
         sandboxes: Arc::clone(&sandboxes),
