@@ -53,6 +53,10 @@ pub struct SandboxArgs {
     /// makes for them, in which they do not reach each other.
     #[arg(long, env = "SANDBOX_NETWORK")]
     pub sandbox_network: Option<String>,
+    /// What sandboxes with a network may reach although it is this machine, private or link-local: addresses and
+    /// ranges (`10.1.2.3,192.168.7.0/24`), such as a package registry's. Only for the network that the agent makes.
+    #[arg(long, env = "SANDBOX_NETWORK_ALLOW", value_delimiter = ',', value_parser = super::fence::range)]
+    pub sandbox_network_allow: Vec<String>,
     /// First user id that sandboxes get; the 100,000 from here on must not belong to anybody on this machine.
     #[arg(long, env = "SANDBOX_FIRST_UID", default_value_t = 2_000_000, value_parser = clap::value_parser!(u32).range(65_534..2_000_000_000))]
     pub sandbox_first_uid: u32,

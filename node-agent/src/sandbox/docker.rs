@@ -195,16 +195,19 @@ impl Engine {
 
     /// The name of the node's network, whose containers do not reach each other. It is made if it is not there:
     /// `docker network prune` takes it whenever no sandbox is in it.
-    pub(crate) async fn network(&self, node: NodeId) -> Result<String, DockerError> {
+    pub(crate) async fn network(&self, node: NodeId, bridge: &str) -> Result<String, DockerError> {
         let name = format!("dartcloud-{node}");
         match call("inspect a network", self.docker.inspect_network(&name, None::<InspectNetworkOptions>)).await {
             Err(DockerError::Refused { source, .. }) if status(&source) == Some(404) => {}
             found => return found.map(|_| name),
         }
+        let options = [("com.docker.network.bridge.enable_icc", "false"), ("com.docker.network.bridge.name", bridge)];
         let request = NetworkCreateRequest {
             name: name.clone(),
             driver: Some("bridge".to_owned()),
-            options: Some(HashMap::from([("com.docker.network.bridge.enable_icc".to_owned(), "false".to_owned())])),
+            // The rules against what it must not reach are of this version.
+            enable_ipv6: Some(false),
+            options: Some(HashMap::from(options.map(|(name, value)| (name.to_owned(), value.to_owned())))),
             labels: Some(HashMap::from([(NODE_LABEL.to_owned(), node.to_string())])),
             ..NetworkCreateRequest::default()
         };

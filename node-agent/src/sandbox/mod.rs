@@ -10,6 +10,7 @@ mod blanks;
 mod cgroup;
 mod dispatch;
 mod docker;
+mod fence;
 mod function;
 mod lease;
 mod metrics;
@@ -239,6 +240,9 @@ impl Sandboxes {
         }
         if let Err(error) = self.site.engine.remove_networks(self.site.node).await {
             tracing::warn!(%error, "a network is left behind; the next start removes it");
+        }
+        if let Err(error) = self.site.fence.fall().await {
+            tracing::warn!(%error, "rules for a network that is gone are left behind; the next start renews them");
         }
         if let Err(error) = self.site.ground.close() {
             tracing::warn!(%error, "mounts are left behind; the next start removes them");

@@ -15,6 +15,7 @@ use tokio_util::task::TaskTracker;
 use super::SandboxArgs;
 use super::cgroup::Group;
 use super::docker::{DockerError, Engine, Image};
+use super::fence::Fence;
 use super::mounts::{Ground, MountError, Room};
 use super::runner_link::{Link, Threshold};
 use super::spec::{self, Bind, Blueprint, Limits};
@@ -49,6 +50,11 @@ pub(crate) enum Fault {
     Environment,
     #[error("the build's work directory: {0}")]
     Work(#[source] io::Error),
+    #[error(
+        "the network cannot be closed towards this machine ({0}): install iptables and let the agent run as root in the \
+         machine's own network, or make a network with rules of your own and name it by SANDBOX_NETWORK"
+    )]
+    Fence(#[source] io::Error),
     #[error("the runtime is unknown on this node: add its file")]
     Runtime,
     #[error("the sandbox's memory cannot be limited: {0}")]
@@ -67,6 +73,7 @@ pub(crate) struct Site {
     named_network: Option<String>,
     /// Held while the node's own network is looked for, and made.
     making_network: tokio::sync::Mutex<()>,
+    pub(super) fence: Fence,
     /// Something could not be removed, and is to be swept up.
     littered: AtomicBool,
     swept: Mutex<Instant>,
@@ -123,6 +130,7 @@ impl Site {
             names,
             named_network: args.sandbox_network.clone(),
             making_network: tokio::sync::Mutex::default(),
+            fence: Fence::new(node, &args.sandbox_network_allow),
             littered: AtomicBool::new(false),
             swept: Mutex::new(Instant::now()),
             tasks: TaskTracker::new(),
@@ -144,7 +152,7 @@ impl Site {
     }
 
     /// The network, where one is `wanted`.
-    pub(crate) async fn network(&self, wanted: bool) -> Result<Option<String>, DockerError> {
+    pub(crate) async fn network(&self, wanted: bool) -> Result<Option<String>, Fault> {
         if !wanted {
             return Ok(None);
         }
@@ -152,7 +160,8 @@ impl Site {
             return Ok(Some(name.clone()));
         }
         let _turn = self.making_network.lock().await;
-        self.engine.network(self.node).await.map(Some)
+        self.fence.stand().await.map_err(Fault::Fence)?;
+        Ok(Some(self.engine.network(self.node, self.fence.bridge()).await?))
     }
 
     /// Takes a directory and a user id.

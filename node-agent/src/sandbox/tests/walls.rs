@@ -208,6 +208,42 @@ async fn a_network_is_there_only_with_egress_and_keeps_functions_apart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn this_machine_is_out_of_reach_unless_it_is_allowed() {
+    let listener = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
+    let dial = format!(
+        "import socket, struct\n\
+        route = next(line.split() for line in open('/proc/net/route') if line.split()[1] == '00000000')\n\
+        gateway = socket.inet_ntoa(struct.pack('<L', int(route[2], 16)))\n\
+        try: socket.create_connection((gateway, {}), 2); print('reached')\n\
+        except OSError as error: print(error)",
+        listener.local_addr().unwrap().port()
+    );
+    let mut bridges = Vec::new();
+    for (allowed, expected) in [(None, "timed out\n"), (Some("0.0.0.0/0"), "reached\n")] {
+        let adjust =
+            |args: &mut SandboxArgs| args.sandbox_network_allow = allowed.map(str::to_owned).into_iter().collect();
+        on_node(adjust, async |node| {
+            let mut function = node.function("python");
+            function.0.egress = true;
+            let exit = node.call(&function, &dial).await;
+            assert_eq!(text(&exit.stdout), expected, "{}", text(&exit.stderr));
+            // Something may flush the machine's rules; the next start renews them.
+            let bridge = node.sandboxes.site.fence.bridge().to_owned();
+            bridges.push(bridge.clone());
+            let jump = ["-w", "-t", "mangle", "-D", "PREROUTING", "-i", &bridge, "-j", &bridge];
+            assert!(std::process::Command::new("iptables").args(jump).status().unwrap().success());
+            let mut other = node.function("python");
+            other.0.egress = true;
+            assert_eq!(text(&node.call(&other, &dial).await.stdout), expected);
+        })
+        .await;
+    }
+    let rules = std::process::Command::new("iptables-save").args(["-t", "mangle"]).output().unwrap();
+    let rules = String::from_utf8(rules.stdout).unwrap();
+    assert!(bridges.iter().all(|bridge| !rules.contains(bridge)), "{rules}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_engine_made_what_was_asked() {
     on_node(
         |_| {},
