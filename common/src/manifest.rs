@@ -72,6 +72,9 @@ pub struct Ceilings {
     /// Most invocations at once that a function may ask for.
     #[arg(long, env = "FUNCTION_CEILING_CONCURRENT", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
     pub function_ceiling_concurrent: u32,
+    /// Whether a function may ask for a network.
+    #[arg(long, env = "FUNCTION_CEILING_EGRESS", default_value_t = true, action = clap::ArgAction::Set)]
+    pub function_ceiling_egress: bool,
 }
 
 impl Manifest {
@@ -147,6 +150,15 @@ impl Manifest {
         (limits, messages)
     }
 
+    /// Whether the function gets a network, and a message if it wishes one that nobody gets here.
+    #[must_use]
+    pub fn egress(&self, ceilings: &Ceilings) -> (bool, Option<String>) {
+        match (self.egress.unwrap_or(false), ceilings.function_ceiling_egress) {
+            (true, false) => (false, Some("egress = true is not given on this platform: false is used".to_owned())),
+            (wish, _) => (wish, None),
+        }
+    }
+
     fn checked(self, source: &str) -> Result<Self, InvalidManifest> {
         let refuse = |sentence: String| Err(InvalidManifest(format!("{source}: {sentence}")));
         if self.timeout_ms == Some(0) || self.concurrency == Some(0) {
@@ -204,5 +216,24 @@ mod tests {
         check("contract = 'carrier-pigeon'", Err("unknown variant"));
         check("[env]\n'1A' = 'x'", Err("not valid"));
         check("= 1", Err("dartcloud.toml"));
+    }
+
+    #[test]
+    fn the_ceiling_of_egress_wins() {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            ceilings: Ceilings,
+        }
+        let check = |toml: &str, words: &[&str], expected: (bool, bool)| {
+            let line = <Line as clap::Parser>::parse_from([&["test"], words].concat());
+            let (egress, message) = Manifest::from_toml(toml).unwrap().egress(&line.ceilings);
+            assert_eq!((egress, message.is_some()), expected, "{toml} {words:?}");
+        };
+        let closed = ["--function-ceiling-egress", "false"];
+        check("", &[], (false, false));
+        check("egress = true", &[], (true, false));
+        check("egress = true", &closed, (false, true));
+        check("egress = false", &closed, (false, false));
     }
 }

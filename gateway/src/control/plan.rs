@@ -42,14 +42,16 @@ impl Plan {
         let detected = runtimes
             .detect(manifest.runtime.as_ref(), manifest.entrypoint.as_deref(), exists)
             .map_err(|error| refused(error.to_string()))?;
-        let (limits, messages) = manifest.limits(ceilings);
+        let (limits, mut messages) = manifest.limits(ceilings);
+        let (egress, message) = manifest.egress(ceilings);
+        messages.extend(message);
         Ok(Self {
             detected,
             archive_root: contents.root.clone(),
             access: manifest.access.unwrap_or(Access::Private),
             limits,
             env: manifest.env,
-            egress: manifest.egress.unwrap_or(false),
+            egress,
             messages,
         })
     }

@@ -203,8 +203,8 @@ async fn watch_disk(work: &Path, max: Usage) -> io::Result<BuildExit> {
     let work: Arc<Path> = work.into();
     loop {
         let (since, looked_at) = (Instant::now(), Arc::clone(&work));
-        let look = move || Ok((usage::measure(&looked_at, max)?, usage::is_full(&looked_at)?));
-        let (used, full) = tokio::task::spawn_blocking(look).await.map_err(io::Error::other).flatten()?;
+        let look = move || Ok::<_, io::Error>((usage::measure(&looked_at, max)?, usage::is_full(&looked_at)?));
+        let (used, full) = tokio::task::spawn_blocking(look).await.map_err(io::Error::other)??;
         if used.entries > max.entries {
             return Ok(BuildExit::TooManyFiles);
         }
