@@ -1,4 +1,4 @@
-//! The control API: accounts, deploys, functions and their logs, health. An axum router on a runtime of its own,
+//! The control API: accounts, deploys, functions and their logs, calls, health. An axum router on a runtime of its own,
 //! called by the edge; invocations never come here.
 
 use std::sync::Arc;
@@ -28,6 +28,7 @@ mod error;
 mod functions;
 mod health;
 pub(crate) mod housekeeping;
+mod invocations;
 mod lanes;
 mod logs;
 mod metrics;
@@ -136,6 +137,7 @@ pub(crate) fn router(state: Arc<State>) -> Router {
         .route("/api/functions", get(functions::list))
         .route("/api/functions/{id}", get(functions::get).delete(functions::delete))
         .route("/api/functions/{id}/logs", get(logs::logs))
+        .route("/api/invocations/{id}", get(invocations::story))
         .route("/api/health", get(health::health))
         .route("/api/health/live", get(health::live))
         .route("/api/health/ready", get(health::ready))

@@ -28,6 +28,7 @@ pub(crate) mod listener;
 pub(crate) mod placement;
 mod receipt;
 pub(crate) mod routes;
+pub(crate) mod stopwatch;
 
 use body::{AnswerBody, ClientBody};
 use control_call::ControlCalls;
@@ -106,6 +107,7 @@ impl Edge {
         };
         match decision {
             Err(error) => {
+                receipt.watch.refused();
                 body.discard().await;
                 Err(error)
             }
@@ -143,6 +145,7 @@ impl Edge {
                 receipt.kind = Kind::Http;
                 let table = self.routes.now();
                 let route = table.by_path(handle, name).ok_or_else(not_found)?;
+                receipt.watch.routed();
                 let caller = self.authorise(route, parts)?;
                 Call {
                     route: route.clone(),
@@ -156,6 +159,7 @@ impl Edge {
                 if parts.method != Method::POST {
                     return Err(PublicError::new(Code::MethodNotAllowed, "an invocation is a POST"));
                 }
+                receipt.watch.routed();
                 let caller = self.identity.bearer(&parts.headers).map_err(unauthorized)?;
                 let route = self.routes.now().by_key(caller, key).cloned().ok_or_else(not_found)?;
                 Call { route, target: Uri::from_static("/"), form: FORM_ENVELOPE, client: Client::User(caller) }
@@ -195,21 +199,24 @@ impl Edge {
         call: Call,
         parts: Parts,
         body: ClientBody,
-        receipt: &Receipt<'_>,
+        receipt: &mut Receipt<'_>,
     ) -> Result<Answer, PublicError> {
         let Call { route, target, form, .. } = call;
         let limit = route.spec.limits.concurrency;
         let Some(permit) = route.admission.admit(limit) else {
+            receipt.watch.refused();
             body.discard().await;
             let sentence = format!("the function has {limit} calls under way, which is its limit: try again");
             return Err(PublicError::new(Code::ConcurrencyLimited, sentence));
         };
+        receipt.watch.admitted();
         let Some(link) = self.fleet.placed(route.spec.deployment).await else {
+            receipt.watch.refused();
             body.discard().await;
             return Err(PublicError::new(Code::NoNode, "no node is linked: try again in a moment"));
         };
-        let id = receipt.id_text.clone();
-        let invocation = Invocation { route, parts, body, target, form, id, permit };
+        let (id, so_far) = (receipt.id_text.clone(), receipt.watch.so_far());
+        let invocation = Invocation { route, parts, body, target, form, id, so_far, permit };
         forward::forward(&self.fleet, &self.tasks, &link, invocation).await.map(Answer::Node)
     }
 }

@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use chrono::Utc;
 use common::ids::{DeploymentId, FunctionId, InvocationId, NodeId};
 use common::invocation::{Logs, Outcome, RequestInfo};
+use common::phases::Phases;
 use prometheus::Registry;
 
 use super::segment::{encode, scan};
@@ -32,6 +33,7 @@ fn record() -> Record {
         cold: false,
         peak_memory_bytes: 0,
         created_at: Utc::now(),
+        phases: Phases::default(),
     }
 }
 
