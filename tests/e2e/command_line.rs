@@ -33,8 +33,8 @@ async fn from_new_to_delete() -> Result<()> {
     ensure!(run(&["list"])?.contains("python"), "not listed");
     ensure!(run(&["deploy", "python"])?.contains('2'), "no second version");
     ensure!(!run(&["logs", "node"])?.is_empty(), "no logs");
-    run(&["new", "late", "--runtime", "native"])?;
-    std::fs::write(folder.path().join("late/main"), "#!/bin/sh\nsleep 60\n")?;
+    run(&["new", "late", "--runtime", "python"])?;
+    std::fs::write(folder.path().join("late/main.py"), "import time\ntime.sleep(60)\n")?;
     run(&["deploy", "late", "--set", "timeout_ms=300"])?;
     let late = dartcloud(platform.data_dir(), folder.path(), &["invoke", "late"])?;
     let said = String::from_utf8_lossy(&late.stderr).into_owned();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, SubsecRound as _, Utc};
 use common::ids::DeploymentId;
 use common::phases::ColdCause;
 
@@ -21,7 +21,8 @@ pub(crate) struct Farewells {
 impl Farewells {
     /// None yet, of an agent that starts now.
     pub(crate) fn new(since: DateTime<Utc>) -> Self {
-        Self { since, last: BTreeMap::new(), forgetful: false }
+        // To the millisecond, as ids have it.
+        Self { since: since.trunc_subsecs(3), last: BTreeMap::new(), forgetful: false }
     }
 
     /// Keeps why `deployment` parted with a sandbox. What was kept of an earlier one goes.
