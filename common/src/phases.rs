@@ -2,7 +2,6 @@
 //! metrics and in the call's story.
 
 use std::borrow::Cow;
-use std::fmt::Write as _;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize};
@@ -147,8 +146,8 @@ impl ServerTiming {
     pub fn add(&mut self, phase: &str, us: Option<u64>) {
         let Some(us) = us else { return };
         self.separate();
-        // Whole numbers are written five times as fast as floats. Writing to a String cannot fail.
-        let _ = write!(self.0, "{phase};dur={}.{:03}", us / 1000, us % 1000);
+        self.0.push_str(phase);
+        self.duration(us);
     }
 
     /// Adds a node's own phases.
@@ -157,7 +156,10 @@ impl ServerTiming {
         match (phases.cold_us, phases.cold_cause) {
             (Some(us), Some(cause)) => {
                 self.separate();
-                let _ = write!(self.0, "{COLD};desc=\"{}\";dur={}.{:03}", cause.word(), us / 1000, us % 1000);
+                for part in [COLD, ";desc=\"", cause.word(), "\""] {
+                    self.0.push_str(part);
+                }
+                self.duration(us);
             }
             (us, _) => self.add(COLD, us),
         }
@@ -176,6 +178,27 @@ impl ServerTiming {
     #[must_use]
     pub fn text(self) -> String {
         self.0
+    }
+
+    /// Adds microseconds as milliseconds. Every call pays for this four times and more, so it goes without the
+    /// formatter, which takes more than twice as long.
+    fn duration(&mut self, us: u64) {
+        const DECIMALS: usize = 3;
+        // 20 digits are the most that there are, and a point.
+        let mut text = [0; 21];
+        let (mut at, mut rest) = (text.len(), us);
+        let point = text.len() - DECIMALS - 1;
+        while rest > 0 || at >= point {
+            at -= 1;
+            if at == point {
+                text[at] = b'.';
+            } else {
+                text[at] = b'0' + (rest % 10) as u8;
+                rest /= 10;
+            }
+        }
+        self.0.push_str(";dur=");
+        self.0.push_str(std::str::from_utf8(&text[at..]).unwrap_or_default());
     }
 
     fn separate(&mut self) {
@@ -233,6 +256,8 @@ mod tests {
         check(cold, None, expected);
         let why_not_known = Phases { cold_cause: None, ..cold };
         check(why_not_known, None, "gate;dur=0.000, queue;dur=0.003, cold;dur=400.000, fn;dur=20.500");
+        check(Phases::default(), Some(u64::MAX), "total;dur=18446744073709551.615");
+        check(Phases::default(), Some(1000), "total;dur=1.000");
         let mut whole = ServerTiming::new();
         for phase in [GATE, AUTH, LINK, TOTAL] {
             whole.add(phase, Some(3_599_999_999));

@@ -4,7 +4,7 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::platform::{Form, Platform, program};
 
@@ -38,7 +38,10 @@ async fn from_new_to_delete() -> Result<()> {
     run(&["deploy", "late", "--set", "timeout_ms=300"])?;
     let late = dartcloud(platform.data_dir(), folder.path(), &["invoke", "late"])?;
     let said = String::from_utf8_lossy(&late.stderr).into_owned();
-    ensure!(!late.status.success() && said.contains("(timeout)") && said.contains("dartcloud why "), "{said}");
+    ensure!(!late.status.success() && said.contains("(timeout)"), "{said}");
+    let (_, id) = said.split_once("dartcloud why ").context("no hint")?;
+    let story = run(&["why", id.split_whitespace().next().unwrap_or_default()])?;
+    ensure!(story.contains("late v1: timed_out") && story.contains("hit: timeout"), "{story}");
     run(&["delete", "native", "--yes"])?;
     ensure!(!run(&["list"])?.contains("native"), "still listed");
     let gone = dartcloud(platform.data_dir(), folder.path(), &["invoke", "native"])?;

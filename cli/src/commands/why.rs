@@ -1,15 +1,25 @@
 //! `dartcloud why`: the story of one call: where it ran, what its time went into, which limits it hit, what it printed.
 
+use std::time::{Duration, Instant, SystemTime};
+
+use common::error::Code;
 use common::ids::InvocationId;
 use common::phases::ColdCause;
 use reqwest::Method;
 use serde::Deserialize;
 
-use crate::api::{self, Client, Server};
+use crate::api::{self, Client, Refusal, Server};
 use crate::{output, progress};
 
 /// Columns of a bar that stands for the whole time.
 const BAR: f64 = 40.0;
+
+/// How long the record of a fresh call is waited for: it comes from the node in batches.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// How old a call may be to be fresh.
+const FRESH: Duration = Duration::from_secs(60);
+/// Between two looks.
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// The options of `why`.
 #[derive(Debug, clap::Args)]
@@ -88,8 +98,7 @@ struct Printed {
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let mut client = Client::new(args.server)?;
-    let path = format!("api/invocations/{}", args.id);
-    let answer = progress::shown(|| "waiting for the server", client.call(Method::GET, &path)).await?;
+    let answer = progress::shown(|| "waiting for the call's record", recorded(&mut client, args.id)).await?;
     if args.json {
         return Ok(output::line(answer)?);
     }
@@ -97,6 +106,25 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         output::line(line)?;
     }
     Ok(())
+}
+
+/// The answer; a call that was just made is looked for again for a moment.
+async fn recorded(client: &mut Client, id: InvocationId) -> anyhow::Result<String> {
+    let path = format!("api/invocations/{id}");
+    // An age below zero is that of a server whose clock is ahead.
+    let age = id.made_at().map(|made| SystemTime::now().duration_since(made.into()).unwrap_or_default());
+    let fresh = age.is_some_and(|age| age < FRESH);
+    let deadline = Instant::now() + if fresh { PATIENCE } else { Duration::ZERO };
+    loop {
+        match client.call(Method::GET, &path).await {
+            Err(error) if Instant::now() < deadline && is_absence(&error) => tokio::time::sleep(PAUSE).await,
+            answer => return answer,
+        }
+    }
+}
+
+fn is_absence(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<Refusal>().is_some_and(|refusal| refusal.code == Code::NotFound.word())
 }
 
 /// The story in lines.
