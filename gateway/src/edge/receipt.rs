@@ -101,7 +101,9 @@ impl<'a> Receipt<'a> {
     fn timing(&self, end: End, node: Option<&HeaderValue>, total: Duration) -> HeaderValue {
         let total = micros(total);
         let phases = self.watch.phases(end, total);
-        self.metrics.phases(&phases);
+        if self.is_call() {
+            self.metrics.phases(&phases);
+        }
         let mut timing = ServerTiming::new();
         timing.add(GATE, phases.gate);
         timing.add(AUTH, phases.auth);
@@ -112,14 +114,15 @@ impl<'a> Receipt<'a> {
     }
 
     fn refusal(&self, error: &PublicError, total: Duration) -> (Response<AnswerBody>, Ending) {
-        let form = if matches!(self.kind, Kind::Http | Kind::Envelope) { Form::Invoke } else { Form::Control };
+        let form = if self.is_call() { Form::Invoke } else { Form::Control };
         let id = self.id_text.to_str().unwrap_or_default();
         let mut response = Response::new(AnswerBody::Own(Some(error.body(id, form).into())));
         *response.status_mut() =
             StatusCode::from_u16(error.code.status()).expect("the error table has valid statuses only");
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        if form == Form::Invoke {
+        // What the gate refuses may have been meant as a call.
+        if self.kind != Kind::Control {
             headers.insert(SERVER_TIMING, self.timing(End::Refused, None, total));
         }
         if let Some(seconds) = error.retry_after {
@@ -137,6 +140,10 @@ impl<'a> Receipt<'a> {
         self.metrics.error(error.code);
         self.log(error.code.word(), error.code.fault());
         (response, by_fault(error.code.fault()))
+    }
+
+    fn is_call(&self) -> bool {
+        matches!(self.kind, Kind::Http | Kind::Envelope)
     }
 
     fn log(&self, code: &str, fault: Fault) {

@@ -18,7 +18,9 @@ async fn the_front_page_and_what_is_not_there() {
     let home = house.ask(get("/", "")).await.expect(200, "");
     assert_eq!(home.json()["api"], "/api");
     for path in ["/nothing", "/f", "/f/x", "/f/x/y", "/metrics", "/archives/x", "/records"] {
-        house.ask(get(path, "")).await.expect(404, "not_found");
+        let refused = house.ask(get(path, "")).await.expect(404, "not_found");
+        let phases: Vec<_> = timing(&refused.headers).into_iter().map(|(name, _)| name).collect();
+        assert_eq!(phases, ["gate", "total"], "{path}");
     }
     house.ask(get("/api/nothing", "")).await.expect(404, "not_found");
     house.ask(get("/api/health", "")).await.expect(200, "");

@@ -37,6 +37,14 @@ fn record() -> Record {
     }
 }
 
+#[test]
+fn a_record_of_an_older_agent_is_read() {
+    let record = record();
+    let mut json = serde_json::to_value(&record).unwrap();
+    json.as_object_mut().unwrap().remove("phases").unwrap();
+    assert_eq!(serde_json::from_value::<Record>(json).unwrap(), record);
+}
+
 const TAKES: u8 = 0;
 const AWAY: u8 = 1;
 /// Refuses every batch with one of `poison` in it.
