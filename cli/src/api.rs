@@ -52,6 +52,8 @@ pub(crate) struct Refusal {
     pub(crate) error: String,
     /// The code's word.
     pub(crate) code: String,
+    /// The request's id, by which the server's log and `why` know it.
+    pub(crate) request_id: Option<String>,
     /// The build's log, if a build failed.
     pub(crate) log: Option<String>,
     /// The answer as it came.
@@ -65,13 +67,15 @@ impl Refusal {
         struct Body {
             error: String,
             code: String,
+            request_id: Option<String>,
             log: Option<String>,
         }
         match serde_json::from_str::<Body>(raw) {
-            Ok(Body { error, code, log }) => Self { error, code, log, raw: raw.to_owned() },
+            Ok(Body { error, code, request_id, log }) => Self { error, code, request_id, log, raw: raw.to_owned() },
             Err(_) => Self {
                 error: "the server's answer is not Dart Cloud's: check the URL".into(),
                 code: status.map_or_else(|| "unknown".into(), |status| status.as_u16().to_string()),
+                request_id: None,
                 log: None,
                 raw: raw.to_owned(),
             },
@@ -343,6 +347,7 @@ mod tests {
     fn refusals() {
         let refusal = Refusal::read(None, r#"{"error":"No.","code":"not_found","request_id":"r"}"#);
         assert_eq!(refusal.to_string(), "No. (not_found)");
+        assert_eq!(refusal.request_id.as_deref(), Some("r"));
         let foreign = Refusal::read(Some(StatusCode::BAD_GATEWAY), "<html>");
         assert!(foreign.to_string().ends_with("check the URL (502)"));
     }

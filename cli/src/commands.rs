@@ -8,3 +8,4 @@ pub(crate) mod login;
 pub(crate) mod logs;
 pub(crate) mod new;
 pub(crate) mod whoami;
+pub(crate) mod why;

@@ -16,7 +16,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use commands::{delete, deploy, invoke, list, login, logs, new, whoami};
+use commands::{delete, deploy, invoke, list, login, logs, new, whoami, why};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -45,6 +45,8 @@ enum Command {
     Invoke(invoke::Args),
     /// Show a function's last calls and what it printed.
     Logs(logs::Args),
+    /// Tell the story of one call: where it ran, what its time went into, which limits it hit.
+    Why(why::Args),
     /// Delete a function with all its versions.
     Delete(delete::Args),
     /// Show who you are, and on which server.
@@ -64,6 +66,7 @@ fn main() -> ExitCode {
         Command::List(args) => wait(list::run(args)),
         Command::Invoke(args) => wait(invoke::run(args)),
         Command::Logs(args) => wait(logs::run(args)),
+        Command::Why(args) => wait(why::run(args)),
         Command::Delete(args) => wait(delete::run(args)),
         Command::Whoami(args) => wait(whoami::run(args)),
     };
@@ -115,6 +118,8 @@ mod tests {
         check("invoke", Err("required"));
         check("logs hello --limit 5 --follow", Ok(()));
         check("logs hello --limit 0", Err("0 is not in"));
+        check("why 01890a5d-ac96-774b-bcce-b302099a8057 --json", Ok(()));
+        check("why hello", Err("REQUEST ID"));
         check("delete hello/../x", Err("lower-case letters"));
         check("list --url ftp://x", Err("http://"));
     }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -25,6 +26,13 @@ macro_rules! id {
             #[must_use]
             pub fn uuid(self) -> Uuid {
                 self.0
+            }
+
+            /// When it was made, by the clock of who made it; `None` of an id that was not made here.
+            #[must_use]
+            pub fn made_at(self) -> Option<DateTime<Utc>> {
+                let (seconds, nanoseconds) = self.0.get_timestamp()?.to_unix();
+                DateTime::from_timestamp(i64::try_from(seconds).ok()?, nanoseconds)
             }
         }
 

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Code;
 use crate::ids::{DeploymentId, FunctionId, InvocationId, NodeId};
+use crate::phases::Phases;
 
 /// How an invocation ended. A closed set: it is a metric label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -103,6 +104,9 @@ pub struct Record {
     pub peak_memory_bytes: u64,
     /// When the request arrived at the agent.
     pub created_at: DateTime<Utc>,
+    /// What its time went into. An older agent does not say.
+    #[serde(default)]
+    pub phases: Phases,
 }
 
 /// The `logs` column. Its names are the seed's, so they stay in snake case in the API as well.

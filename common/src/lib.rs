@@ -13,6 +13,7 @@ pub mod invocation;
 pub mod manifest;
 pub mod names;
 pub mod ops;
+pub mod phases;
 pub mod protocol;
 pub mod runtime;
 pub mod settings;

@@ -126,8 +126,15 @@ pub const FORM_ENVELOPE: &str = "envelope";
 /// Header of an invocation's answer: [`Outcome::word`](crate::invocation::Outcome::word). The answer's status,
 /// headers and body are what the client gets; for a failure that is the finished error body.
 pub const OUTCOME: &str = "dartcloud-outcome";
+/// Header of an invocation: how long the gateway's [`GATE`](crate::phases::GATE) took, in microseconds. This and
+/// the next are for the record; an older gateway does not say.
+pub const GATE_US: &str = "dartcloud-gate-us";
+/// Header of an invocation: the same of [`AUTH`](crate::phases::AUTH).
+pub const AUTH_US: &str = "dartcloud-auth-us";
 /// Header of an invocation's answer: its phases at the agent, in the form of `Server-Timing`.
 pub const TIMING: &str = "dartcloud-timing";
+/// Header of an invocation's answer: how long the agent had the call, in microseconds. An older agent does not say.
+pub const TOOK_US: &str = "dartcloud-took-us";
 /// Every header that begins so is ours: dropped from what clients and functions send.
 pub const OWN_HEADER_PREFIX: &str = "dartcloud-";
 

@@ -4,7 +4,10 @@
 use std::time::Duration;
 
 use common::error::Code;
+use common::phases;
 use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+
+use crate::edge::stopwatch::Phases;
 
 /// What kind of request it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +55,8 @@ const BUCKETS: [f64; 14] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1
 pub(crate) struct Metrics {
     requests: [[IntCounter; ENDINGS.len()]; KINDS.len()],
     durations: [Histogram; KINDS.len()],
+    /// Gate, auth and link.
+    phases: [Histogram; 3],
     errors: IntCounterVec,
     /// Requests under way.
     pub(crate) in_flight: IntGauge,
@@ -80,6 +85,14 @@ impl Metrics {
                 .buckets(BUCKETS.to_vec()),
             &["kind"],
         )?;
+        let phase_seconds = HistogramVec::new(
+            HistogramOpts::new(
+                "dartcloud_gateway_phase_seconds",
+                "What the time of calls went into at the gateway; nodes have the other phases",
+            )
+            .buckets(phases::BUCKETS.to_vec()),
+            &["phase"],
+        )?;
         let errors = IntCounterVec::new(
             Opts::new("dartcloud_gateway_errors_total", "Errors that were answered, by code and fault"),
             &["code", "fault"],
@@ -95,6 +108,7 @@ impl Metrics {
         let nodes = IntGauge::new("dartcloud_gateway_nodes", "Nodes that take calls")?;
         registry.register(Box::new(requests.clone()))?;
         registry.register(Box::new(durations.clone()))?;
+        registry.register(Box::new(phase_seconds.clone()))?;
         registry.register(Box::new(errors.clone()))?;
         registry.register(Box::new(in_flight.clone()))?;
         registry.register(Box::new(connections.clone()))?;
@@ -104,6 +118,7 @@ impl Metrics {
         Ok(Self {
             requests: KINDS.map(|(_, kind)| ENDINGS.map(|(_, outcome)| requests.with_label_values(&[kind, outcome]))),
             durations: KINDS.map(|(_, kind)| durations.with_label_values(&[kind])),
+            phases: [phases::GATE, phases::AUTH, phases::LINK].map(|phase| phase_seconds.with_label_values(&[phase])),
             errors,
             in_flight,
             connections,
@@ -117,6 +132,15 @@ impl Metrics {
     pub(crate) fn request(&self, kind: Kind, ending: Ending, duration: Duration) {
         self.requests[kind as usize][ending as usize].inc();
         self.durations[kind as usize].observe(duration.as_secs_f64());
+    }
+
+    /// Counts what a call's time went into here.
+    pub(crate) fn phases(&self, phases: &Phases) {
+        for (histogram, us) in self.phases.iter().zip([phases.gate, phases.auth, phases.link]) {
+            if let Some(us) = us {
+                histogram.observe(us as f64 / 1e6);
+            }
+        }
     }
 
     /// Counts an error that is answered.

@@ -1,7 +1,6 @@
 //! One call of a function, from the request on a work connection to its answer: the request is read, a sandbox
 //! leased, the function run, the record written to the spool, and only then the answer given.
 
-use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,7 +11,10 @@ use common::error::{Code, Form as ErrorForm, PublicError};
 use common::function::DeploymentSpec;
 use common::ids::{DeploymentId, InvocationId, NodeId};
 use common::invocation::{ExecutionError, Outcome, Record};
-use common::protocol::{DEPLOYMENT, FORM, FORM_ENVELOPE, FORM_HTTP, INVOCATION, OUTCOME, TIMING};
+use common::phases::{Phases, micros};
+use common::protocol::{
+    AUTH_US, DEPLOYMENT, FORM, FORM_ENVELOPE, FORM_HTTP, GATE_US, INVOCATION, OUTCOME, TIMING, TOOK_US,
+};
 use common::settings::BodyLimits;
 use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, request as http_request};
@@ -29,12 +31,14 @@ use crate::sandbox::{Exit, Lease, Sandboxes};
 use crate::spool::Spool;
 
 mod bodies;
+mod phases;
 mod record;
 mod request;
 mod result;
 
 pub(crate) use bodies::BodiesArgs;
 use bodies::{Bodies, NoRoom, Room};
+pub(crate) use phases::PhaseMetrics;
 use record::{Begun, Ran};
 use request::Handed;
 use result::{Reply, Verdict};
@@ -74,6 +78,8 @@ struct Order {
     id: InvocationId,
     deployment: DeploymentId,
     form: Form,
+    /// What the gateway says of its own.
+    phases: Phases,
 }
 
 /// A call whose request was read.
@@ -89,7 +95,7 @@ struct Call {
 struct Done {
     outcome: Outcome,
     answer: Result<Reply, PublicError>,
-    timing: String,
+    phases: Phases,
 }
 
 impl Invocations {
@@ -101,7 +107,15 @@ impl Invocations {
     /// Answers a call. Once its request is read, it runs and is recorded whether or not anybody waits for the
     /// answer.
     pub(crate) async fn answer(self: &Arc<Self>, request: Request<Incoming>) -> Response<Bytes> {
-        let (clock, arrived) = (Instant::now(), Utc::now());
+        let clock = Instant::now();
+        let mut response = self.carry_out(request, clock).await;
+        // So that the gateway can tell our time from the link's.
+        response.headers_mut().insert(HeaderName::from_static(TOOK_US), micros(clock.elapsed()).into());
+        response
+    }
+
+    async fn carry_out(self: &Arc<Self>, request: Request<Incoming>, clock: Instant) -> Response<Bytes> {
+        let arrived = Utc::now();
         let (head, body) = request.into_parts();
         let order = match parse_order(&head.headers) {
             Ok(order) => order,
@@ -150,28 +164,38 @@ impl Invocations {
     }
 
     async fn run(self: Arc<Self>, call: Call) -> Result<Done, PublicError> {
+        let read = Instant::now();
         let spec = self.parts.deployments.get(call.order.deployment).await.map_err(|error| unknown(&error))?;
         let (id, form, clock) = (call.order.id, call.order.form, call.clock);
         let (Handed { json, info }, _room) = (call.handed, call.room);
-        let begun = Begun { id, node: self.parts.node, spec: &spec, info, arrived: call.arrived };
+        let phases = call.order.phases;
+        let mut begun = Begun { id, node: self.parts.node, spec: &spec, info, arrived: call.arrived, phases };
         let mut lease = match self.lease(&spec, id).await {
             Ok(lease) => lease,
-            Err(failure) => return self.fail(begun, Outcome::NoSandbox, failure, clock),
+            Err(failure) => {
+                begun.phases.queue_us = Some(micros(read.elapsed()));
+                return self.fail(begun, Outcome::NoSandbox, failure, clock);
+            }
         };
+        let leased = Instant::now();
+        phases::waited(&mut begun.phases, leased - read, &lease);
         let cap = self.parts.bodies.response_bytes();
         let exit = match run_function(&mut lease, &spec, &json, cap).await {
             Ok(exit) => exit,
-            Err(failure) => return self.fail(begun, Outcome::Crashed, failure, clock),
+            Err(failure) => {
+                begun.phases.fn_us = Some(micros(leased.elapsed()));
+                return self.fail(begun, Outcome::Crashed, failure, clock);
+            }
         };
-        let (cold, timing) = (lease.cold().is_some(), timing(&lease, exit.duration));
+        begun.phases.fn_us = Some(micros(exit.duration));
         // The next call may have the sandbox while this one's record is written.
         drop(lease);
         let verdict = result::judge(&exit, form, &spec.limits, cap);
         let (took, now) = (clock.elapsed(), Utc::now());
-        let ran = Ran { exit: &exit, verdict: &verdict, cold };
-        self.keep(&record::of_run(begun, &ran, took, now), took)?;
+        let record = record::of_run(begun, &Ran { exit: &exit, verdict: &verdict }, took, now);
+        self.keep(&record, took)?;
         let Verdict { outcome, answer, .. } = verdict;
-        Ok(Done { outcome, answer, timing })
+        Ok(Done { outcome, answer, phases: record.phases })
     }
 
     async fn lease(&self, spec: &Arc<DeploymentSpec>, id: InvocationId) -> Result<Lease, ExecutionError> {
@@ -199,14 +223,16 @@ impl Invocations {
             Outcome::NoSandbox => PublicError::new(Code::NoSandbox, "No sandbox is free on this node; try again"),
             _ => PublicError::new(Code::NodeLost, "The function's sandbox was lost during the call; it may have run"),
         };
-        self.keep(&record::of_failure(begun, outcome, failure, took), took)?;
-        Ok(Done { outcome, answer: Err(public), timing: String::new() })
+        let record = record::of_failure(begun, outcome, failure, took);
+        self.keep(&record, took)?;
+        Ok(Done { outcome, answer: Err(public), phases: record.phases })
     }
 
     /// Writes the record to the spool. Without that there is no answer: who got one must find its record.
     fn keep(&self, record: &Record, took: Duration) -> Result<(), PublicError> {
         self.parts.metrics.invocations.with_label_values(&[record.outcome.word()]).inc();
         self.parts.metrics.invocation_seconds.observe(took.as_secs_f64());
+        self.parts.metrics.phases.observe(&record.phases);
         self.parts.spool.append(record).map_err(|error| {
             let error = Chain(&error);
             tracing::error!(%error, "a call's record could not be written");
@@ -253,7 +279,9 @@ fn parse_order(headers: &HeaderMap) -> Result<Order, &'static str> {
         Some(FORM_ENVELOPE) => Form::Envelope,
         _ => return Err("no known form"),
     };
-    Ok(Order { id, deployment, form })
+    let us = |name| text(name).and_then(|text| text.parse().ok());
+    let phases = Phases { gate_us: us(GATE_US), auth_us: us(AUTH_US), ..Phases::default() };
+    Ok(Order { id, deployment, form, phases })
 }
 
 fn hand(head: &http_request::Parts, body: &[u8], order: &Order, now: DateTime<Utc>) -> Result<Handed, PublicError> {
@@ -283,17 +311,6 @@ where
     }
 }
 
-/// The phases of a call, in the form of `Server-Timing`, in milliseconds.
-fn timing(lease: &Lease, ran: Duration) -> String {
-    let ms = |duration: Duration| duration.as_secs_f64() * 1000.0;
-    let mut timing = format!("queue;dur={:.1}", ms(lease.queued()));
-    if let Some(cold) = lease.cold() {
-        let _ = write!(timing, ", cold;dur={:.1}", ms(cold));
-    }
-    let _ = write!(timing, ", fn;dur={:.1}", ms(ran));
-    timing
-}
-
 fn respond(done: Done, id: InvocationId) -> Response<Bytes> {
     let mut response = match done.answer {
         Ok(reply) => {
@@ -307,10 +324,8 @@ fn respond(done: Done, id: InvocationId) -> Response<Bytes> {
         }
         Err(error) => refusal(&error, &id.to_string(), Some(done.outcome)),
     };
-    if let Ok(timing) = HeaderValue::try_from(done.timing) {
-        if !timing.is_empty() {
-            response.headers_mut().insert(HeaderName::from_static(TIMING), timing);
-        }
+    if let Some(timing) = phases::header(&done.phases) {
+        response.headers_mut().insert(HeaderName::from_static(TIMING), timing);
     }
     response
 }

@@ -4,12 +4,16 @@ use std::sync::Arc;
 
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
+use crate::invocation::PhaseMetrics;
+
 /// The agent's metrics.
 pub(crate) struct Metrics {
     /// Calls that ended, by outcome.
     pub(crate) invocations: IntCounterVec,
     /// From a call's arrival at the agent to its outcome, in seconds.
     pub(crate) invocation_seconds: Histogram,
+    /// What calls' time went into.
+    pub(crate) phases: PhaseMetrics,
     /// Records that wait for the store.
     pub(crate) spool_records: IntGauge,
     /// Bytes of the spool on disk.
@@ -52,6 +56,7 @@ impl Metrics {
                 "From a call's arrival at the agent to its outcome.",
                 call_buckets,
             )?,
+            phases: PhaseMetrics::new(registry)?,
             spool_records: gauge("dartcloud_agent_spool_records", "Records that wait for the store.")?,
             spool_bytes: gauge("dartcloud_agent_spool_bytes", "Size of the record spool on disk.")?,
             spool_dropped: counter(

@@ -10,7 +10,11 @@ use common::digest::Digest;
 use common::function::Limits;
 use common::ids::FunctionId;
 use common::invocation::{Outcome, Record};
-use common::protocol::{BuildEvent, DEPLOYMENT, FORM, FORM_ENVELOPE, FORM_HTTP, GatewayMessage, Kind, OUTCOME, TIMING};
+use common::phases::ColdCause;
+use common::protocol::{
+    AUTH_US, BuildEvent, DEPLOYMENT, FORM, FORM_ENVELOPE, FORM_HTTP, GATE_US, GatewayMessage, Kind, OUTCOME, TIMING,
+    TOOK_US,
+};
 use http::Method;
 use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
@@ -197,9 +201,13 @@ impl Running {
             .header(ORDER, ORDER_INVOKE)
             .header(DEPLOYMENT, spec.deployment.to_string())
             .header(INVOCATION, InvocationId::new().to_string())
-            .header(FORM, form);
+            .header(FORM, form)
+            .header(GATE_US, "7")
+            // As an older gateway says nothing.
+            .header(AUTH_US, "");
         let answer = self.send(request.body(Full::new(body)).unwrap()).await;
         let outcome = answer.headers().get(OUTCOME).map_or("", |value| value.to_str().unwrap()).to_owned();
+        assert!(answer.headers()[TOOK_US].to_str().unwrap().parse::<u64>().unwrap() > 0);
         if outcome == "success" {
             assert!(answer.headers()[TIMING].to_str().unwrap().contains("fn;dur="));
             assert_eq!(answer.headers().contains_key("x-fn"), form == FORM_HTTP);
@@ -285,8 +293,14 @@ fn check_records(records: &[Record], spec: &DeploymentSpec) {
     let codes: Vec<_> = records.iter().map(|record| record.logs.container.as_ref().unwrap().exit_code).collect();
     assert_eq!(codes, [0, 0, 3, -1, 0]);
     assert!(records[0].cold && !records[1].cold);
+    let cause = |record: &Record| record.phases.cold_cause;
+    assert_eq!((cause(&records[0]), cause(&records[1])), (Some(ColdCause::FirstCall), None));
     for record in records {
         assert_eq!((record.function, record.deployment), (spec.function, spec.deployment));
+        let phases = record.phases;
+        assert_eq!((phases.gate_us, phases.auth_us, phases.cold_us.is_some()), (Some(7), None, record.cold));
+        let parts = phases.queue_us.unwrap() + phases.cold_us.unwrap_or_default() + phases.fn_us.unwrap();
+        assert!(phases.total_us.unwrap() >= parts, "{phases:?}");
         assert_eq!(record.logs.container.as_ref().unwrap().stdout, "said hello\n");
         let text = serde_json::to_string(record).unwrap();
         assert!(!text.contains("secret"), "{text}");

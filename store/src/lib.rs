@@ -219,6 +219,19 @@ pub struct RecordPage {
     pub more: bool,
 }
 
+/// One call with what its record refers to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RecordedCall {
+    /// The record.
+    pub record: Record,
+    /// The function's name.
+    pub name: FunctionName,
+    /// The version that answered.
+    pub version: u32,
+    /// What that version may use.
+    pub limits: Limits,
+}
+
 /// Where records go. The same batch can be given twice: rows that exist are kept as they are, and records of
 /// functions that were deleted meanwhile are dropped.
 #[async_trait]
@@ -282,4 +295,6 @@ pub trait Store: RecordSink {
     async fn purge_history(&self, before: DateTime<Utc>) -> Result<u64, Error>;
     /// A function's records, newest first. [`Error::NotFound`] if it is not his.
     async fn records(&self, query: RecordQuery) -> Result<RecordPage, Error>;
+    /// One call of a function of `owner`; `None` when there is no record of it, or it is somebody else's.
+    async fn recorded_call(&self, owner: UserId, id: InvocationId) -> Result<Option<RecordedCall>, Error>;
 }

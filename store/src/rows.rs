@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, NaiveDateTime, SubsecRound, Utc};
 use common::function::{Access, DeploymentSpec, Limits, Status};
 use common::invocation::{Outcome, Record};
+use common::phases::{ColdCause, Phases};
 use futures_util::{Stream, TryStreamExt as _};
 use serde::de::DeserializeOwned;
 use sqlx::types::Json;
 use uuid::Uuid;
 
-use crate::{ActiveDeployment, Error, Function, RecordPage, User};
+use crate::{ActiveDeployment, Error, Function, RecordPage, RecordedCall, User};
 
 /// `time` as a TIMESTAMP column keeps it: UTC, in microseconds.
 pub(crate) fn timestamp(time: DateTime<Utc>) -> NaiveDateTime {
@@ -182,15 +183,23 @@ pub(crate) fn access_word(access: Access) -> &'static str {
     }
 }
 
-/// One kind of a function's records, newest first. Results are as large as bodies and are shown to nobody.
+/// What a [`RecordRow`] holds. Results are as large as bodies and are shown to nobody.
+macro_rules! record_columns {
+    () => {
+        "id, function_id, duration_ms, error, CAST(logs AS TEXT) AS logs, CAST(request_info AS TEXT) AS request_info,
+         created_at, deployment_id, node_id, outcome, cold, peak_memory_bytes, gate_us, auth_us, queue_us, cold_us,
+         fn_us, total_us, cold_cause"
+    };
+}
+
+/// One kind of a function's records, newest first.
 macro_rules! records {
     ($success:literal) => {
         concat!(
             "SELECT * FROM (
-               SELECT id, function_id, duration_ms, error, CAST(logs AS TEXT) AS logs,
-                 CAST(request_info AS TEXT) AS request_info, created_at, deployment_id, node_id, outcome, cold,
-                 peak_memory_bytes
-               FROM function_invocations
+               SELECT ",
+            record_columns!(),
+            " FROM function_invocations
                WHERE function_id = (SELECT id FROM functions WHERE id = $1 AND owner_id = $2) AND id < $3 AND ",
             $success,
             " ORDER BY id DESC LIMIT $6
@@ -242,6 +251,13 @@ pub(crate) struct RecordRow {
     outcome: String,
     cold: bool,
     peak_memory_bytes: i64,
+    gate_us: Option<i64>,
+    auth_us: Option<i64>,
+    queue_us: Option<i64>,
+    cold_us: Option<i64>,
+    fn_us: Option<i64>,
+    total_us: Option<i64>,
+    cold_cause: Option<String>,
 }
 
 impl RecordRow {
@@ -273,6 +289,17 @@ impl TryFrom<RecordRow> for Record {
     type Error = Error;
 
     fn try_from(row: RecordRow) -> Result<Self, Error> {
+        let us = |us: Option<i64>| us.map(u64::try_from).transpose().map_err(|_| Error::Damaged("phase"));
+        let phases = Phases {
+            gate_us: us(row.gate_us)?,
+            auth_us: us(row.auth_us)?,
+            queue_us: us(row.queue_us)?,
+            cold_us: us(row.cold_us)?,
+            fn_us: us(row.fn_us)?,
+            total_us: us(row.total_us)?,
+            // A newer version may know more causes.
+            cold_cause: row.cold_cause.as_deref().and_then(ColdCause::from_word),
+        };
         Ok(Self {
             id: row.id.into(),
             function: row.function_id.into(),
@@ -287,6 +314,47 @@ impl TryFrom<RecordRow> for Record {
             cold: row.cold,
             peak_memory_bytes: u64::try_from(row.peak_memory_bytes).map_err(|_| Error::Damaged("memory peak"))?,
             created_at: row.created_at.and_utc(),
+            phases,
+        })
+    }
+}
+
+/// The call `$1`, if its function is of `$2`.
+pub(crate) const RECORDED_CALL: &str = concat!(
+    "SELECT i.*, f.name, d.version, d.timeout_ms, d.memory_mb, d.concurrency
+    FROM (SELECT ",
+    record_columns!(),
+    " FROM function_invocations WHERE id = $1) AS i
+    JOIN functions f ON f.id = i.function_id
+    JOIN function_deployments d ON d.id = i.deployment_id
+    WHERE f.owner_id = $2"
+);
+
+/// A row of `function_invocations` with what it refers to.
+#[derive(sqlx::FromRow)]
+pub(crate) struct RecordedCallRow {
+    #[sqlx(flatten)]
+    record: RecordRow,
+    name: String,
+    version: i32,
+    timeout_ms: i32,
+    memory_mb: i32,
+    concurrency: i32,
+}
+
+impl TryFrom<RecordedCallRow> for RecordedCall {
+    type Error = Error;
+
+    fn try_from(row: RecordedCallRow) -> Result<Self, Error> {
+        Ok(Self {
+            record: row.record.try_into()?,
+            name: row.name.parse().map_err(|_| Error::Damaged("function name"))?,
+            version: unsigned(row.version, "version")?,
+            limits: Limits {
+                timeout_ms: unsigned(row.timeout_ms, "timeout")?,
+                memory_mb: unsigned(row.memory_mb, "memory limit")?,
+                concurrency: unsigned(row.concurrency, "concurrency")?,
+            },
         })
     }
 }

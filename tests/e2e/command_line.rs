@@ -4,7 +4,7 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::platform::{Form, Platform, program};
 
@@ -33,10 +33,21 @@ async fn from_new_to_delete() -> Result<()> {
     ensure!(run(&["list"])?.contains("python"), "not listed");
     ensure!(run(&["deploy", "python"])?.contains('2'), "no second version");
     ensure!(!run(&["logs", "node"])?.is_empty(), "no logs");
+    run(&["new", "late", "--runtime", "python"])?;
+    std::fs::write(folder.path().join("late/main.py"), "import time\ntime.sleep(60)\n")?;
+    run(&["deploy", "late", "--set", "timeout_ms=300"])?;
+    let late = dartcloud(platform.data_dir(), folder.path(), &["invoke", "late"])?;
+    let said = String::from_utf8_lossy(&late.stderr).into_owned();
+    ensure!(!late.status.success() && said.contains("(timeout)"), "{said}");
+    let (_, id) = said.split_once("dartcloud why ").context("no hint")?;
+    let story = run(&["why", id.split_whitespace().next().unwrap_or_default()])?;
+    ensure!(story.contains("late v1: timed_out") && story.contains("hit: timeout"), "{story}");
     run(&["delete", "native", "--yes"])?;
     ensure!(!run(&["list"])?.contains("native"), "still listed");
     let gone = dartcloud(platform.data_dir(), folder.path(), &["invoke", "native"])?;
-    ensure!(!gone.status.success() && String::from_utf8_lossy(&gone.stderr).contains("not_found"), "{gone:?}");
+    let said = String::from_utf8_lossy(&gone.stderr).into_owned();
+    // It did not run, so there is nothing to be told.
+    ensure!(!gone.status.success() && said.contains("not_found") && !said.contains("dartcloud why"), "{said}");
     Ok(())
 }
 

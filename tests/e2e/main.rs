@@ -18,6 +18,7 @@ mod examples;
 mod invocations;
 mod platform;
 mod real_programs;
+mod receipts;
 mod records;
 mod sandbox_settings;
 mod two_processes;

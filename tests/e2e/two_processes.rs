@@ -64,7 +64,9 @@ async fn deploy_invoke_restart_delete() -> Result<()> {
     platform.stop().await?;
     ensure!(platform.containers()?.is_empty(), "containers are left after a stop");
     platform.launch().await?;
-    user.invoke("hello", json!({"name": "Ada"})).await?.expect(200)?;
+    let answer = user.invoke("hello", json!({"name": "Ada"})).await?;
+    ensure!(answer.headers["server-timing"].to_str()?.contains("cold;desc=\"agent_started\";dur="), "{answer:?}");
+    answer.expect(200)?;
     ensure!(user.records("hello", 2).await?.len() == 2);
     ensure!(user.get("/api/functions/hello").await?.expect(200)?["version"] == 2);
     user.delete("/api/functions/hello").await?.expect(204)?;

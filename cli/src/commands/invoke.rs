@@ -8,6 +8,7 @@ use std::io::{self, Read};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use common::error::{Code, Fault};
 use common::names::FunctionName;
 use reqwest::Method;
 use serde::{Deserialize, Serialize};
@@ -91,8 +92,12 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let answer = match answer {
         Ok(answer) => answer,
         Err(error) => {
-            if let (true, Some(refusal)) = (json, error.downcast_ref::<Refusal>()) {
+            let Some(refusal) = error.downcast_ref::<Refusal>() else { return Err(error) };
+            if json {
                 output::line(&refusal.raw)?;
+            }
+            if let Some(id) = refusal.request_id.as_ref().filter(|_| has_story(&refusal.code)) {
+                output::note(format_args!("What happened in this call: dartcloud why {id}"));
             }
             return Err(error);
         }
@@ -102,6 +107,11 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     }
     let result = api::parse::<Answer>(&answer)?.result;
     Ok(output::line(shown(result.as_deref().map_or("null", RawValue::get)))?)
+}
+
+/// Whether a call that failed so may have run: what was refused before has no record.
+fn has_story(code: &str) -> bool {
+    Code::ALL.iter().any(|known| known.word() == code && known.fault() != Fault::Client)
 }
 
 /// A text without its quotes, anything else as it came.
@@ -163,6 +173,13 @@ mod tests {
             (Ok(got), Ok(expected)) => assert_eq!(got, expected),
             (Err(error), Err(part)) => assert!(format!("{error:#}").contains(part), "{error:#} has no {part}"),
             (got, expected) => panic!("{words:?}: {got:?}, expected {expected:?}"),
+        }
+    }
+
+    #[test]
+    fn only_what_ran_has_a_story() {
+        for (code, expected) in [("timeout", true), ("no_sandbox", true), ("not_found", false), ("unheard_of", false)] {
+            assert_eq!(has_story(code), expected, "{code}");
         }
     }
 

@@ -85,7 +85,7 @@ impl From<Record> for Entry {
 }
 
 /// The text behind Base64; what is not Base64 is shown as it is.
-fn decoded(text: String) -> String {
+pub(super) fn decoded(text: String) -> String {
     match common::base64::decode(&text) {
         Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
         Err(_) => text,

@@ -1,4 +1,4 @@
-//! The control API: accounts, deploys, functions and their logs, health. An axum router on a runtime of its own,
+//! The control API: accounts, deploys, functions and their logs, calls, health. An axum router on a runtime of its own,
 //! called by the edge; invocations never come here.
 
 use std::sync::Arc;
@@ -30,6 +30,7 @@ mod error;
 mod functions;
 mod health;
 pub(crate) mod housekeeping;
+mod invocations;
 mod lanes;
 mod logs;
 mod metrics;
@@ -148,6 +149,7 @@ pub(crate) fn router(state: Arc<State>) -> Router {
         .route("/api/functions", get(functions::list))
         .route("/api/functions/{id}", get(functions::get).delete(deletion::delete))
         .route("/api/functions/{id}/logs", get(logs::logs))
+        .route("/api/invocations/{id}", get(invocations::story))
         .route("/api/health", get(health::health))
         .route("/api/health/live", get(health::live))
         .route("/api/health/ready", get(health::ready))

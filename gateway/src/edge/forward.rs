@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use common::error::{Chain, Code, PublicError};
-use common::protocol::{DEPLOYMENT, FORM, INVOCATION, ORDER, ORDER_INVOKE};
+use common::protocol::{AUTH_US, DEPLOYMENT, FORM, GATE_US, INVOCATION, ORDER, ORDER_INVOKE};
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Request, Response, Uri, Version};
 use http_body_util::BodyExt as _;
@@ -21,6 +21,7 @@ use tokio_util::task::TaskTracker;
 use super::body::{Cut, NodeBody};
 use super::limits::Permit;
 use super::routes::Route;
+use super::stopwatch::Phases;
 use crate::fleet::Fleet;
 use crate::fleet::stock::{Lease, NodeLink, Payload};
 
@@ -37,6 +38,8 @@ const ORDER_NAME: HeaderName = HeaderName::from_static(ORDER);
 const DEPLOYMENT_NAME: HeaderName = HeaderName::from_static(DEPLOYMENT);
 const INVOCATION_NAME: HeaderName = HeaderName::from_static(INVOCATION);
 const FORM_NAME: HeaderName = HeaderName::from_static(FORM);
+const GATE_US_NAME: HeaderName = HeaderName::from_static(GATE_US);
+const AUTH_US_NAME: HeaderName = HeaderName::from_static(AUTH_US);
 
 /// A call that was let in.
 pub(crate) struct Invocation {
@@ -48,6 +51,8 @@ pub(crate) struct Invocation {
     /// [`common::protocol::FORM_HTTP`] or [`common::protocol::FORM_ENVELOPE`].
     pub(crate) form: &'static str,
     pub(crate) id: HeaderValue,
+    /// What the record says of the way here.
+    pub(crate) so_far: Phases,
     pub(crate) permit: Permit,
 }
 
@@ -63,10 +68,9 @@ pub(crate) async fn forward(
     link: &Arc<NodeLink>,
     call: Invocation,
 ) -> Result<Response<NodeBody>, PublicError> {
-    let Invocation { route, parts, body, target, form, id, permit } = call;
-    let deadline = Instant::now() + route.timeout + START_ALLOWANCE + UPLOAD_DEADLINE;
+    let deadline = Instant::now() + call.route.timeout + START_ALLOWANCE + UPLOAD_DEADLINE;
+    let (mut request, permit) = order(call);
     let mut permit = Some(permit);
-    let mut request = order(&route, parts, body, target, form, id);
     for _ in 0..ATTEMPTS {
         let Some(mut lease) = fleet.connection(link).await else {
             return Err(PublicError::new(Code::NoNode, "no node can take the call now: try again in a moment"));
@@ -91,14 +95,8 @@ pub(crate) async fn forward(
     Err(PublicError::new(Code::NoNode, "no connection to the node holds: try again in a moment"))
 }
 
-fn order(
-    route: &Route,
-    mut parts: Parts,
-    body: Payload,
-    target: Uri,
-    form: &'static str,
-    id: HeaderValue,
-) -> Request<Payload> {
+fn order(call: Invocation) -> (Request<Payload>, Permit) {
+    let Invocation { route, mut parts, body, target, form, id, so_far, permit } = call;
     parts.uri = target;
     parts.version = Version::HTTP_11;
     parts.extensions.clear();
@@ -106,7 +104,12 @@ fn order(
     parts.headers.insert(DEPLOYMENT_NAME, route.deployment.clone());
     parts.headers.insert(INVOCATION_NAME, id);
     parts.headers.insert(FORM_NAME, HeaderValue::from_static(form));
-    Request::from_parts(parts, body)
+    for (name, us) in [(GATE_US_NAME, so_far.gate), (AUTH_US_NAME, so_far.auth)] {
+        if let Some(us) = us {
+            parts.headers.insert(name, us.into());
+        }
+    }
+    (Request::from_parts(parts, body), permit)
 }
 
 fn explain(error: &hyper::Error) -> PublicError {

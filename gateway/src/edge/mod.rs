@@ -32,6 +32,7 @@ mod prompt;
 mod receipt;
 pub(crate) mod routes;
 mod seats;
+pub(crate) mod stopwatch;
 
 use body::{AnswerBody, ClientBody};
 use body_room::BodyRoom;
@@ -117,6 +118,7 @@ impl Edge {
         };
         match decision {
             Err(error) => {
+                receipt.watch.refused();
                 body.discard().await;
                 Err(error)
             }
@@ -153,6 +155,7 @@ impl Edge {
                 receipt.kind = Kind::Http;
                 let table = self.routes.now();
                 let route = table.by_path(handle, name).ok_or_else(not_found)?;
+                receipt.watch.routed();
                 let caller = self.authorise(route, parts)?;
                 Call {
                     route: route.clone(),
@@ -166,6 +169,7 @@ impl Edge {
                 if parts.method != Method::POST {
                     return Err(PublicError::new(Code::MethodNotAllowed, "an invocation is a POST"));
                 }
+                receipt.watch.routed();
                 let caller = self.identity.bearer(&parts.headers).map_err(unauthorized)?;
                 let route = self.routes.now().by_key(caller, key).cloned().ok_or_else(not_found)?;
                 Call { route, target: Uri::from_static("/"), form: FORM_ENVELOPE, client: Client::User(caller) }
@@ -205,7 +209,7 @@ impl Edge {
         call: Call,
         parts: Parts,
         body: ClientBody,
-        receipt: &Receipt<'_>,
+        receipt: &mut Receipt<'_>,
     ) -> Result<Answer, PublicError> {
         let Call { route, target, form, .. } = call;
         let limit = route.spec.limits.concurrency;
@@ -215,9 +219,11 @@ impl Edge {
         };
         // Before its body is asked for, and again when it is here.
         if route.admission.is_full(limit) {
+            receipt.watch.refused();
             body.discard().await;
             return Err(busy());
         }
+        receipt.watch.admitted();
         // A node reads the whole body before it does anything, so nothing is lost by reading it here, and whoever
         // sends slowly holds nothing that others need.
         let body = Either::Right(Full::new(self.room.gather(body).await?));
@@ -225,8 +231,8 @@ impl Edge {
         let Some(link) = self.fleet.placed(route.spec.deployment).await else {
             return Err(PublicError::new(Code::NoNode, "no node is linked: try again in a moment"));
         };
-        let id = receipt.id_text.clone();
-        let invocation = Invocation { route, parts, body, target, form, id, permit };
+        let (id, so_far) = (receipt.id_text.clone(), receipt.watch.so_far());
+        let invocation = Invocation { route, parts, body, target, form, id, so_far, permit };
         forward::forward(&self.fleet, &self.tasks, &link, invocation).await.map(Answer::Node)
     }
 }

@@ -1,17 +1,18 @@
 //! The last step: what became of a request, in its answer's headers, in the metrics, and in the log if it failed.
 
-use std::fmt::Write as _;
-use std::time::Instant;
+use std::time::Duration;
 
 use common::error::{Fault, Form, PublicError};
 use common::ids::InvocationId;
 use common::invocation::Outcome;
-use common::protocol::{OUTCOME, OWN_HEADER_PREFIX, TIMING};
+use common::phases::{AUTH, GATE, LINK, ServerTiming, TOTAL, micros};
+use common::protocol::{OUTCOME, OWN_HEADER_PREFIX, TIMING, TOOK_US};
 use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
 
 use super::body::{AnswerBody, NodeBody};
 use super::gate::ends_here;
+use super::stopwatch::{End, Stopwatch};
 use crate::metrics::{Ending, Kind, Metrics};
 
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
@@ -21,7 +22,7 @@ const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// whose client went away.
 pub(crate) struct Receipt<'a> {
     metrics: &'a Metrics,
-    started: Instant,
+    pub(crate) watch: Stopwatch,
     pub(crate) id: InvocationId,
     pub(crate) id_text: HeaderValue,
     /// Set as soon as the path is read.
@@ -48,36 +49,37 @@ impl<'a> Receipt<'a> {
         let id_text = HeaderValue::from_str(id.uuid().hyphenated().encode_lower(&mut buffer))
             .expect("a UUID is a valid header value");
         metrics.in_flight.inc();
-        Self { metrics, started: Instant::now(), id, id_text, kind: Kind::Other, method, finished: false }
+        Self { metrics, watch: Stopwatch::start(), id, id_text, kind: Kind::Other, method, finished: false }
     }
 
     /// Writes up the answer. `closing` asks the client for another connection.
     pub(crate) fn finish(mut self, result: Result<Answer, PublicError>, closing: bool) -> Response<AnswerBody> {
         self.finished = true;
+        let duration = self.watch.elapsed();
         let (mut response, ending) = match result {
-            Ok(Answer::Node(response)) => self.node(response),
+            Ok(Answer::Node(response)) => self.node(response, duration),
             Ok(Answer::Control(response)) => {
                 let ending = by_status(response.status());
                 (response.map(AnswerBody::Control), ending)
             }
             Ok(Answer::Own(response)) => (response, Ending::Success),
-            Err(error) => self.refusal(&error),
+            Err(error) => self.refusal(&error, duration),
         };
         response.headers_mut().insert(X_REQUEST_ID, self.id_text.clone());
         if closing {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        let duration = self.started.elapsed();
         self.metrics.request(self.kind, ending, duration);
         let status = response.status().as_u16();
         tracing::debug!(request_id = %self.id, method = %self.method, kind = ?self.kind, status, ?duration, "answered");
         response
     }
 
-    fn node(&self, mut response: Response<NodeBody>) -> (Response<AnswerBody>, Ending) {
+    fn node(&self, mut response: Response<NodeBody>, total: Duration) -> (Response<AnswerBody>, Ending) {
         let headers = response.headers_mut();
         let outcome = headers.get(OUTCOME).and_then(|word| word.to_str().ok()).and_then(Outcome::from_word);
-        let timing = self.timing(headers.get(TIMING));
+        let took = headers.get(TOOK_US).and_then(|us| us.to_str().ok()?.parse().ok());
+        let timing = self.timing(End::Answered(took), headers.get(TIMING), total);
         strip(headers);
         headers.append(SERVER_TIMING, timing);
         let ending = match outcome {
@@ -95,27 +97,34 @@ impl<'a> Receipt<'a> {
         (response.map(AnswerBody::Node), ending)
     }
 
-    /// The agent's phases and ours: all that is not the agent's is the gateway's and the link's.
-    fn timing(&self, agent: Option<&HeaderValue>) -> HeaderValue {
-        let mut text = String::with_capacity(96);
-        if let Some(agent) = agent.and_then(|agent| agent.to_str().ok()) {
-            text.push_str(agent);
-            text.push_str(", ");
+    /// The phases, ours around the node's, into the metrics and into the header.
+    fn timing(&self, end: End, node: Option<&HeaderValue>, total: Duration) -> HeaderValue {
+        let total = micros(total);
+        let phases = self.watch.phases(end, total);
+        if self.is_call() {
+            self.metrics.phases(&phases);
         }
-        let total = self.started.elapsed().as_secs_f64() * 1000.0;
-        // Writing to a String cannot fail.
-        let _ = write!(text, "total;dur={total:.3}");
-        HeaderValue::try_from(text).expect("two valid parts and a comma are a valid header value")
+        let mut timing = ServerTiming::new();
+        timing.add(GATE, phases.gate);
+        timing.add(AUTH, phases.auth);
+        timing.add_text(node.and_then(|node| node.to_str().ok()).unwrap_or_default());
+        timing.add(LINK, phases.link);
+        timing.add(TOTAL, Some(total));
+        HeaderValue::try_from(timing.text()).expect("valid parts with commas between are a valid header value")
     }
 
-    fn refusal(&self, error: &PublicError) -> (Response<AnswerBody>, Ending) {
-        let form = if matches!(self.kind, Kind::Http | Kind::Envelope) { Form::Invoke } else { Form::Control };
+    fn refusal(&self, error: &PublicError, total: Duration) -> (Response<AnswerBody>, Ending) {
+        let form = if self.is_call() { Form::Invoke } else { Form::Control };
         let id = self.id_text.to_str().unwrap_or_default();
         let mut response = Response::new(AnswerBody::Own(Some(error.body(id, form).into())));
         *response.status_mut() =
             StatusCode::from_u16(error.code.status()).expect("the error table has valid statuses only");
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        // What the gate refuses may have been meant as a call.
+        if self.kind != Kind::Control {
+            headers.insert(SERVER_TIMING, self.timing(End::Refused, None, total));
+        }
         if let Some(seconds) = error.retry_after {
             headers.insert(RETRY_AFTER, seconds.into());
         }
@@ -133,9 +142,13 @@ impl<'a> Receipt<'a> {
         (response, by_fault(error.code.fault()))
     }
 
+    fn is_call(&self) -> bool {
+        matches!(self.kind, Kind::Http | Kind::Envelope)
+    }
+
     fn log(&self, code: &str, fault: Fault) {
         let (request_id, method, kind) = (self.id, &self.method, self.kind);
-        let ms = self.started.elapsed().as_millis();
+        let ms = self.watch.elapsed().as_millis();
         match fault {
             Fault::Platform => {
                 tracing::warn!(%request_id, %method, ?kind, code, fault = "platform", ms, "request failed")
@@ -151,7 +164,7 @@ impl Drop for Receipt<'_> {
     fn drop(&mut self) {
         self.metrics.in_flight.dec();
         if !self.finished {
-            self.metrics.request(self.kind, Ending::Gone, self.started.elapsed());
+            self.metrics.request(self.kind, Ending::Gone, self.watch.elapsed());
         }
     }
 }

@@ -10,7 +10,7 @@ use http_body_util::Full;
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use super::house::{House, PATIENCE, get, post, read, until};
+use super::house::{House, PATIENCE, get, post, read, timing, until};
 use super::node::{Node, dial, frames, say};
 
 #[tokio::test]
@@ -19,7 +19,9 @@ async fn the_front_page_and_what_is_not_there() {
     let home = house.ask(get("/", "")).await.expect(200, "");
     assert_eq!(home.json()["api"], "/api");
     for path in ["/nothing", "/f", "/f/x", "/f/x/y", "/metrics", "/archives/x", "/records"] {
-        house.ask(get(path, "")).await.expect(404, "not_found");
+        let refused = house.ask(get(path, "")).await.expect(404, "not_found");
+        let phases: Vec<_> = timing(&refused.headers).into_iter().map(|(name, _)| name).collect();
+        assert_eq!(phases, ["gate", "total"], "{path}");
     }
     house.ask(get("/api/nothing", "")).await.expect(404, "not_found");
     house.ask(get("/api/health", "")).await.expect(200, "");
@@ -48,8 +50,14 @@ async fn http_in_and_out() {
     assert!(headers.get("authorization").is_none());
     assert_eq!(answer.headers["x-own"], "kept");
     assert!(answer.headers.keys().all(|name| !name.as_str().starts_with("dartcloud-")));
-    let timing = answer.headers["server-timing"].to_str().unwrap();
-    assert!(timing.starts_with("fn;dur=1.5, total;dur="), "{timing}");
+    assert!(headers["dartcloud-gate-us"].is_string() && headers["dartcloud-auth-us"].is_string(), "{headers}");
+    let phases = timing(&answer.headers);
+    let names: Vec<_> = phases.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["gate", "auth", "queue", "fn", "link", "total"]);
+    assert_eq!((phases[2].1, phases[3].1), (2, 1));
+    // What the node had the call for is in no phase of the gateway's.
+    assert_eq!(phases[0].1 + phases[1].1 + 4 + phases[4].1, phases[5].1, "{phases:?}");
+    house.until_metric(r#"dartcloud_gateway_phase_seconds_count{phase="link"} 1"#).await;
     let bare = house.ask(get(&format!("/f/{handle}/hello"), &token)).await.expect(200, "");
     assert_eq!(bare.json()["target"], "/");
     let crashed = house.ask(get(&format!("/f/{handle}/hello/crash"), &token)).await;
@@ -86,6 +94,8 @@ async fn who_may_call() {
     let mine = format!("/f/{handle}/mine");
     let refused = house.ask(get(&mine, "")).await.expect(401, "unauthorized");
     assert_eq!(refused.headers["www-authenticate"], "Bearer");
+    let phases: Vec<_> = timing(&refused.headers).into_iter().map(|(name, _)| name).collect();
+    assert_eq!(phases, ["gate", "auth", "total"]);
     assert_eq!(refused.json()["success"], false);
     house.ask(get(&mine, "no.such.token")).await.expect(401, "unauthorized");
     house.ask(get(&mine, &other)).await.expect(404, "not_found");

@@ -230,6 +230,17 @@ pub(super) async fn read(response: http::Response<hyper::body::Incoming>) -> Ans
     Answer { status: parts.status, headers: parts.headers, text }
 }
 
+/// The phases of a `Server-Timing` header in their order, in microseconds.
+pub(super) fn timing(headers: &http::HeaderMap) -> Vec<(String, u64)> {
+    let text = headers["server-timing"].to_str().unwrap();
+    let phase = |part: &str| {
+        let (name, rest) = part.split_once(';').unwrap();
+        let ms: f64 = rest.rsplit_once("dur=").unwrap().1.parse().unwrap();
+        (name.to_owned(), (ms * 1000.0).round() as u64)
+    };
+    text.split(", ").map(phase).collect()
+}
+
 /// A request with a JSON body, or none.
 pub(super) fn call(method: Method, path: &str, token: &str, body: &str) -> Request<Full<Bytes>> {
     let mut request = Request::builder().method(method).uri(path).header("host", "cloud.example");

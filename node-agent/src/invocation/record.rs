@@ -7,6 +7,7 @@ use common::base64;
 use common::function::DeploymentSpec;
 use common::ids::{InvocationId, NodeId};
 use common::invocation::{ContainerLogs, ExecutionError, Logs, Metadata, Outcome, Record, RequestInfo};
+use common::phases::{Phases, micros};
 
 use super::request::storable;
 use super::result::Verdict;
@@ -24,18 +25,19 @@ pub(crate) struct Begun<'a> {
     pub(crate) spec: &'a DeploymentSpec,
     pub(crate) info: RequestInfo,
     pub(crate) arrived: DateTime<Utc>,
+    /// All but the total.
+    pub(crate) phases: Phases,
 }
 
 /// What is known of a function that ran.
 pub(crate) struct Ran<'a> {
     pub(crate) exit: &'a Exit,
     pub(crate) verdict: &'a Verdict,
-    pub(crate) cold: bool,
 }
 
 /// The record of a function that ran, and ended at `now`, `took` after the request arrived.
 pub(crate) fn of_run(begun: Begun<'_>, ran: &Ran<'_>, took: Duration, now: DateTime<Utc>) -> Record {
-    let Ran { exit, verdict, cold } = ran;
+    let Ran { exit, verdict } = ran;
     let (stdout, stdout_cut) = printed(&exit.stdout);
     let (stderr, stderr_cut) = printed(&exit.stderr);
     let container = ContainerLogs {
@@ -61,7 +63,6 @@ pub(crate) fn of_run(begun: Begun<'_>, ran: &Ran<'_>, took: Duration, now: DateT
     record.logs.container = Some(container);
     record.logs.metadata = Some(metadata);
     record.result = result;
-    record.cold = *cold;
     record.peak_memory_bytes = exit.peak_memory_bytes;
     record
 }
@@ -85,9 +86,10 @@ fn record(begun: Begun<'_>, outcome: Outcome, failure: Option<ExecutionError>, t
         logs: Logs { container: None, errors: failure.into_iter().collect(), metadata: None },
         request_info: begun.info,
         result: None,
-        cold: false,
+        cold: begun.phases.cold_us.is_some(),
         peak_memory_bytes: 0,
         created_at: begun.arrived,
+        phases: Phases { total_us: Some(micros(took)), ..begun.phases },
     }
 }
 
@@ -143,8 +145,9 @@ mod tests {
             spec: &spec,
             info: RequestInfo::default(),
             arrived: Utc::now(),
+            phases: Phases { cold_us: Some(400), ..Phases::default() },
         };
-        let ran = Ran { exit: &exit, verdict: &verdict, cold: true };
+        let ran = Ran { exit: &exit, verdict: &verdict };
         of_run(begun, &ran, Duration::from_micros(20_001), Utc::now())
     }
 
@@ -154,6 +157,7 @@ mod tests {
         assert_eq!(record.outcome, Outcome::Success);
         assert_eq!(base64::decode(&record.result.unwrap()).unwrap(), br#"{"a":1}"#);
         assert_eq!((record.error, record.duration_ms, record.cold, record.peak_memory_bytes), (None, 21, true, 7));
+        assert_eq!((record.phases.cold_us, record.phases.total_us), (Some(400), Some(20_001)));
         let container = record.logs.container.unwrap();
         assert_eq!((container.stdout.as_str(), container.stderr.as_str()), ("out", "e\u{fffd}e"));
         assert_eq!((container.exit_code, container.truncated), (0, false));

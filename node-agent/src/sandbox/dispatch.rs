@@ -6,11 +6,13 @@ use std::time::{Duration, Instant};
 
 use common::function::DeploymentSpec;
 use common::ids::DeploymentId;
+use common::phases::ColdCause;
 use tokio::sync::oneshot;
 
 use super::blank::Blank;
+use super::farewell::Farewells;
 use super::function::Function;
-use super::lease::Lease;
+use super::lease::{Cold, Lease};
 use super::mounts::Build;
 use super::pool::{self, Next, NoPlace, Pool, Ticket};
 use super::site::Fault;
@@ -25,6 +27,7 @@ pub(super) struct State {
     pub(super) waiters: HashMap<Ticket, oneshot::Sender<Result<Lease, LeaseError>>>,
     /// What a deployment's next sandbox is made from; as long as it has or starts one.
     recipes: HashMap<DeploymentId, Recipe>,
+    pub(super) farewells: Farewells,
     pub(super) closing: bool,
 }
 
@@ -58,7 +61,10 @@ impl Sandboxes {
                 match state.pool.take(deployment) {
                     Some(function) if function.is_ready() => break Some(function),
                     // Its runner died while it was idle.
-                    Some(function) => gone.push((function, state.pool.broken(deployment))),
+                    Some(function) => {
+                        state.farewells.note(deployment, ColdCause::Died);
+                        gone.push((function, state.pool.broken(deployment)));
+                    }
                     None => break None,
                 }
             };
@@ -114,23 +120,30 @@ impl Sandboxes {
             if state.closing {
                 return;
             }
-            let plan = state.pool.plan();
-            let recipe = |deployment: DeploymentId| (deployment, state.recipes.get(&deployment).cloned());
-            (plan.starts.into_iter().map(recipe).collect::<Vec<_>>(), plan.removals)
+            let State { pool, recipes, farewells, .. } = &mut *state;
+            let plan = pool.plan();
+            for (function, _) in &plan.removals {
+                farewells.note(function.spec.deployment, ColdCause::Memory);
+            }
+            let start = |deployment: DeploymentId| {
+                let cause = farewells.cause(deployment, pool.live(deployment));
+                (deployment, recipes.get(&deployment).cloned(), cause)
+            };
+            (plan.starts.into_iter().map(start).collect::<Vec<_>>(), plan.removals)
         };
         for (function, memory_mb) in removals {
             tracing::debug!(sandbox = %function.id(), "evicted");
             self.metrics.evictions.inc();
             self.remove(function, memory_mb);
         }
-        for (deployment, recipe) in starts {
+        for (deployment, recipe, cause) in starts {
             let sandboxes = Arc::clone(self);
-            self.tasks.spawn_on(async move { sandboxes.start(deployment, recipe).await }, &self.runtime);
+            self.tasks.spawn_on(async move { sandboxes.start(deployment, recipe, cause).await }, &self.runtime);
         }
     }
 
-    /// Starts a sandbox that was planned.
-    async fn start(self: &Arc<Self>, deployment: DeploymentId, recipe: Option<Recipe>) {
+    /// Starts a sandbox that was planned, because of `cause`.
+    async fn start(self: &Arc<Self>, deployment: DeploymentId, recipe: Option<Recipe>, cause: Option<ColdCause>) {
         let wanted = Instant::now();
         let started = match recipe {
             Some(recipe) => self.start_one(&recipe).await.map_err(|fault| fault.to_string()),
@@ -140,7 +153,7 @@ impl Sandboxes {
             Ok(function) => {
                 self.metrics.started.inc();
                 let next = self.lock().pool.started(deployment, Box::new(function), Instant::now());
-                self.proceed(deployment, next, Some(wanted.elapsed()));
+                self.proceed(deployment, next, Some(Cold { took: wanted.elapsed(), cause }));
             }
             Err(reason) => {
                 self.metrics.failed.inc();
@@ -201,6 +214,7 @@ impl Sandboxes {
             let next = if sound && function.is_ready() {
                 state.pool.give_back(deployment, function, Instant::now())
             } else {
+                state.farewells.note(deployment, ColdCause::Died);
                 let memory_mb = state.pool.broken(deployment);
                 Next::Remove(function, memory_mb)
             };
@@ -213,7 +227,7 @@ impl Sandboxes {
         }
     }
 
-    fn proceed(self: &Arc<Self>, deployment: DeploymentId, next: Next<Box<Function>>, cold: Option<Duration>) {
+    fn proceed(self: &Arc<Self>, deployment: DeploymentId, next: Next<Box<Function>>, cold: Option<Cold>) {
         match next {
             Next::Kept => {}
             Next::Remove(function, memory_mb) => self.remove(function, memory_mb),
@@ -258,7 +272,13 @@ impl Sandboxes {
             let removals = {
                 let mut state = self.lock();
                 self.metrics.show(state.pool.states(), self.blanks.ready());
-                state.pool.expire(|since, function| pool::expired(since, now, limit) || !function.is_ready())
+                let State { pool, farewells, .. } = &mut *state;
+                let gone = pool.expire(|since, function| pool::expired(since, now, limit) || !function.is_ready());
+                for (function, _) in &gone {
+                    let why = if function.is_ready() { ColdCause::Idle } else { ColdCause::Died };
+                    farewells.note(function.spec.deployment, why);
+                }
+                gone
             };
             for (function, memory_mb) in removals {
                 self.remove(function, memory_mb);
@@ -271,7 +291,8 @@ impl Sandboxes {
 impl State {
     pub(super) fn new(total_mb: u64, queue: usize) -> Self {
         let (waiters, recipes) = (HashMap::new(), HashMap::new());
-        Self { pool: Pool::new(total_mb, queue), waiters, recipes, closing: false }
+        let farewells = Farewells::new(chrono::Utc::now());
+        Self { pool: Pool::new(total_mb, queue), waiters, recipes, farewells, closing: false }
     }
 
     /// Drops the recipes of deployments that have no sandbox and no call.

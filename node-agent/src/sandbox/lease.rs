@@ -4,6 +4,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use common::phases::ColdCause;
+
 use super::Sandboxes;
 use super::function::Function;
 
@@ -69,12 +71,21 @@ pub struct Lease {
     function: Option<Box<Function>>,
     /// Whether the sandbox is as a call may find it.
     sound: bool,
-    cold: Option<Duration>,
+    cold: Option<Cold>,
     queued: Duration,
 }
 
+/// The start of a sandbox that a call waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cold {
+    /// How long it took.
+    pub took: Duration,
+    /// Why there was none; `None` when that is not known any more.
+    pub cause: Option<ColdCause>,
+}
+
 impl Lease {
-    pub(crate) fn new(sandboxes: &Arc<Sandboxes>, function: Box<Function>, cold: Option<Duration>) -> Self {
+    pub(crate) fn new(sandboxes: &Arc<Sandboxes>, function: Box<Function>, cold: Option<Cold>) -> Self {
         let sandboxes = Arc::clone(sandboxes);
         Self { sandboxes, function: Some(function), sound: true, cold, queued: Duration::ZERO }
     }
@@ -89,9 +100,9 @@ impl Lease {
         self
     }
 
-    /// How long the start of this sandbox took, if it was started while this call waited and nobody used it before.
+    /// The start of this sandbox, if it was started while this call waited and nobody used it before.
     #[must_use]
-    pub fn cold(&self) -> Option<Duration> {
+    pub fn cold(&self) -> Option<Cold> {
         self.cold
     }
 

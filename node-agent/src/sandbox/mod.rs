@@ -10,6 +10,7 @@ mod blanks;
 mod cgroup;
 mod dispatch;
 mod docker;
+mod farewell;
 mod fence;
 mod function;
 mod lease;
@@ -29,6 +30,7 @@ use std::time::Duration;
 
 use common::ids::{DeploymentId, NodeId};
 use common::names::RuntimeName;
+use common::phases::ColdCause;
 use common::runtime::Runtimes;
 use prometheus::Registry;
 use tokio::sync::{Notify, Semaphore};
@@ -37,7 +39,7 @@ use tokio_util::task::TaskTracker;
 
 pub use args::{BuildArgs, SandboxArgs};
 pub use docker::DockerError;
-pub use lease::{Exit, Gone, How, Lease, ResultFile};
+pub use lease::{Cold, Exit, Gone, How, Lease, ResultFile};
 pub use mounts::{Build, MountError};
 pub use workshop::{BuildError, BuildExit, BuildJob, MAX_BUILD_ENTRIES};
 
@@ -184,7 +186,13 @@ impl Sandboxes {
     /// The deployment gets no more calls: its idle sandboxes are removed now, the others as they become free. A
     /// lease of it later is not wrong, only cold.
     pub fn retire(self: &Arc<Self>, deployment: DeploymentId) {
-        let removals = self.lock().pool.retire(deployment);
+        let removals = {
+            let mut state = self.lock();
+            if state.pool.knows(deployment) {
+                state.farewells.note(deployment, ColdCause::Retired);
+            }
+            state.pool.retire(deployment)
+        };
         for (function, memory_mb) in removals {
             self.remove(function, memory_mb);
         }

@@ -261,6 +261,11 @@ impl<S> Pool<S> {
         self.deployments.contains_key(&deployment)
     }
 
+    /// How many of the deployment's sandboxes are idle or busy.
+    pub(crate) fn live(&self, deployment: DeploymentId) -> usize {
+        self.deployments.get(&deployment).map_or(0, Share::live)
+    }
+
     /// How many sandboxes are starting, idle and busy.
     pub(crate) fn states(&self) -> [usize; 3] {
         let of = |count: fn(&Share<S>) -> usize| self.deployments.values().map(count).sum();

@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use chrono::Utc;
 use common::ids::{DeploymentId, FunctionId, InvocationId, NodeId};
 use common::invocation::{Logs, Outcome, RequestInfo};
+use common::phases::Phases;
 use prometheus::Registry;
 
 use super::segment::{encode, scan};
@@ -32,7 +33,16 @@ fn record() -> Record {
         cold: false,
         peak_memory_bytes: 0,
         created_at: Utc::now(),
+        phases: Phases::default(),
     }
+}
+
+#[test]
+fn a_record_of_an_older_agent_is_read() {
+    let record = record();
+    let mut json = serde_json::to_value(&record).unwrap();
+    json.as_object_mut().unwrap().remove("phases").unwrap();
+    assert_eq!(serde_json::from_value::<Record>(json).unwrap(), record);
 }
 
 const TAKES: u8 = 0;

@@ -7,14 +7,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use common::digest::Digest;
-use common::ids::{DeploymentId, FunctionId, UserId};
+use common::ids::{DeploymentId, FunctionId, InvocationId, UserId};
 use common::invocation::Record;
 use sqlx::PgPool;
 use sqlx::postgres::PgConnectOptions;
 
 use crate::{
     Error, Function, LogLine, NewDeployment, NewUser, PendingDeployment, RecordPage, RecordQuery, RecordSink,
-    RefreshToken, Rotation, Store, StoreArgs, User,
+    RecordedCall, RefreshToken, Rotation, Store, StoreArgs, User,
 };
 
 mod deployments;
@@ -165,5 +165,9 @@ impl Store for Postgres {
 
     async fn records(&self, query: RecordQuery) -> Result<RecordPage, Error> {
         within(DEADLINE, records::list(&self.main, query)).await
+    }
+
+    async fn recorded_call(&self, owner: UserId, id: InvocationId) -> Result<Option<RecordedCall>, Error> {
+        within(DEADLINE, records::find(&self.main, owner, id)).await
     }
 }

@@ -1,15 +1,18 @@
-//! `function_invocations`: batches in, pages out.
+//! `function_invocations`: batches in, pages and single calls out.
 
 use chrono::{DateTime, Utc};
+use common::ids::{InvocationId, UserId};
 use common::invocation::Record;
+use common::phases::ColdCause;
 use sqlx::PgPool;
 use uuid::Uuid;
 
 use crate::rows::{
-    PURGE_LOGS, PURGE_RECORDS, PURGE_ROWS, RECORDS, bigint, first_id, integer, page, status_word, timestamp,
+    PURGE_LOGS, PURGE_RECORDS, PURGE_ROWS, RECORDED_CALL, RECORDS, RecordedCallRow, bigint, first_id, integer, page,
+    status_word, timestamp,
 };
 use crate::text::{storable, storable_json};
-use crate::{Error, RecordPage, RecordQuery};
+use crate::{Error, RecordPage, RecordQuery, RecordedCall};
 
 /// How often functions may be deleted while a batch that names them is inserted, before that is given up.
 const ATTEMPTS: u32 = 5;
@@ -38,13 +41,17 @@ async fn insert_once(pool: &PgPool, records: &[Record]) -> Result<(), Error> {
     // In the order of ids, so that two senders of the same records do not wait for each other crosswise.
     sqlx::query(
         "INSERT INTO function_invocations (id, function_id, status, duration_ms, error, logs, request_info, result,
-           success, created_at, deployment_id, node_id, outcome, cold, peak_memory_bytes)
+           success, created_at, deployment_id, node_id, outcome, cold, peak_memory_bytes,
+           gate_us, auth_us, queue_us, cold_us, fn_us, total_us, cold_cause)
          SELECT r.id, r.function_id, r.status, r.duration_ms, r.error, r.logs::jsonb, r.request_info::jsonb, r.result,
-           r.status = 'success', r.created_at, r.deployment_id, r.node_id, r.outcome, r.cold, r.peak_memory_bytes
+           r.status = 'success', r.created_at, r.deployment_id, r.node_id, r.outcome, r.cold, r.peak_memory_bytes,
+           r.gate_us, r.auth_us, r.queue_us, r.cold_us, r.fn_us, r.total_us, r.cold_cause
          FROM UNNEST($1::uuid[], $2::uuid[], $3::text[], $4::int[], $5::text[], $6::text[], $7::text[], $8::text[],
-           $9::timestamp[], $10::uuid[], $11::uuid[], $12::text[], $13::bool[], $14::bigint[])
+           $9::timestamp[], $10::uuid[], $11::uuid[], $12::text[], $13::bool[], $14::bigint[],
+           $15::bigint[], $16::bigint[], $17::bigint[], $18::bigint[], $19::bigint[], $20::bigint[], $21::text[])
            AS r (id, function_id, status, duration_ms, error, logs, request_info, result,
-             created_at, deployment_id, node_id, outcome, cold, peak_memory_bytes)
+             created_at, deployment_id, node_id, outcome, cold, peak_memory_bytes,
+             gate_us, auth_us, queue_us, cold_us, fn_us, total_us, cold_cause)
          JOIN functions f ON f.id = r.function_id
          ORDER BY r.id
          ON CONFLICT (id) DO NOTHING",
@@ -63,6 +70,13 @@ async fn insert_once(pool: &PgPool, records: &[Record]) -> Result<(), Error> {
     .bind(column(records, |r| r.outcome.word()))
     .bind(column(records, |r| r.cold))
     .bind(column(records, |r| bigint(r.peak_memory_bytes)))
+    .bind(column(records, |r| r.phases.gate_us.map(bigint)))
+    .bind(column(records, |r| r.phases.auth_us.map(bigint)))
+    .bind(column(records, |r| r.phases.queue_us.map(bigint)))
+    .bind(column(records, |r| r.phases.cold_us.map(bigint)))
+    .bind(column(records, |r| r.phases.fn_us.map(bigint)))
+    .bind(column(records, |r| r.phases.total_us.map(bigint)))
+    .bind(column(records, |r| r.phases.cold_cause.map(ColdCause::word)))
     .execute(&mut *tx)
     .await?;
     tx.commit().await?;
@@ -102,4 +116,10 @@ pub(super) async fn purge(pool: &PgPool, before: DateTime<Utc>) -> Result<u64, E
         deleted += done.rows_affected();
     }
     Ok(deleted)
+}
+
+pub(super) async fn find(pool: &PgPool, owner: UserId, id: InvocationId) -> Result<Option<RecordedCall>, Error> {
+    let row: Option<RecordedCallRow> =
+        sqlx::query_as(RECORDED_CALL).bind(id.uuid()).bind(owner.uuid()).fetch_optional(pool).await?;
+    row.map(RecordedCall::try_from).transpose()
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use common::digest::Digest;
-use common::ids::{DeploymentId, FunctionId, UserId};
+use common::ids::{DeploymentId, FunctionId, InvocationId, UserId};
 use common::invocation::Record;
 use sqlx::migrate::Migrator;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
@@ -15,7 +15,7 @@ use sqlx::{ConnectOptions as _, Connection as _, SqlitePool, SqliteTransaction};
 
 use crate::{
     Error, Function, LogLine, NewDeployment, NewUser, PendingDeployment, RecordPage, RecordQuery, RecordSink,
-    RefreshToken, Rotation, Store, StoreArgs, User,
+    RecordedCall, RefreshToken, Rotation, Store, StoreArgs, User,
 };
 
 mod deployments;
@@ -178,5 +178,9 @@ impl Store for Sqlite {
 
     async fn records(&self, query: RecordQuery) -> Result<RecordPage, Error> {
         records::list(&self.readers, query).await
+    }
+
+    async fn recorded_call(&self, owner: UserId, id: InvocationId) -> Result<Option<RecordedCall>, Error> {
+        records::find(&self.readers, owner, id).await
     }
 }

@@ -1,18 +1,21 @@
-//! `function_invocations`: batches in, pages out.
+//! `function_invocations`: batches in, pages and single calls out.
 
 use chrono::{DateTime, Utc};
+use common::ids::{InvocationId, UserId};
 use common::invocation::Record;
+use common::phases::ColdCause;
 use sqlx::{QueryBuilder, Sqlite, SqlitePool};
 use uuid::Uuid;
 
 use super::begin;
 use crate::rows::{
-    PURGE_LOGS, PURGE_RECORDS, PURGE_ROWS, RECORDS, bigint, first_id, integer, page, status_word, timestamp,
+    PURGE_LOGS, PURGE_RECORDS, PURGE_ROWS, RECORDED_CALL, RECORDS, RecordedCallRow, bigint, first_id, integer, page,
+    status_word, timestamp,
 };
 use crate::text::{storable, storable_json};
-use crate::{Error, RecordPage, RecordQuery};
+use crate::{Error, RecordPage, RecordQuery, RecordedCall};
 
-/// Rows of one statement: with 14 parameters each, far below SQLite's limit of 32,766 parameters.
+/// Rows of one statement: with 21 parameters each, far below SQLite's limit of 32,766 parameters.
 const CHUNK: usize = 500;
 
 pub(super) async fn insert(writer: &SqlitePool, records: &[Record]) -> Result<(), Error> {
@@ -27,7 +30,8 @@ pub(super) async fn insert(writer: &SqlitePool, records: &[Record]) -> Result<()
 fn insertion(records: &[Record]) -> QueryBuilder<Sqlite> {
     let mut insertion = QueryBuilder::new(
         "WITH r (id, function_id, status, duration_ms, error, logs, request_info, result, created_at,
-           deployment_id, node_id, outcome, cold, peak_memory_bytes) AS (",
+           deployment_id, node_id, outcome, cold, peak_memory_bytes,
+           gate_us, auth_us, queue_us, cold_us, fn_us, total_us, cold_cause) AS (",
     );
     insertion.push_values(records, |mut row, record| {
         row.push_bind(record.id.uuid())
@@ -43,15 +47,24 @@ fn insertion(records: &[Record]) -> QueryBuilder<Sqlite> {
             .push_bind(record.node.uuid())
             .push_bind(record.outcome.word())
             .push_bind(record.cold)
-            .push_bind(bigint(record.peak_memory_bytes));
+            .push_bind(bigint(record.peak_memory_bytes))
+            .push_bind(record.phases.gate_us.map(bigint))
+            .push_bind(record.phases.auth_us.map(bigint))
+            .push_bind(record.phases.queue_us.map(bigint))
+            .push_bind(record.phases.cold_us.map(bigint))
+            .push_bind(record.phases.fn_us.map(bigint))
+            .push_bind(record.phases.total_us.map(bigint))
+            .push_bind(record.phases.cold_cause.map(ColdCause::word));
     });
     // `WHERE TRUE` keeps SQLite from reading the `ON` of the conflict as that of the join.
     insertion.push(
         ")
          INSERT INTO function_invocations (id, function_id, status, duration_ms, error, logs, request_info, result,
-           success, created_at, deployment_id, node_id, outcome, cold, peak_memory_bytes)
+           success, created_at, deployment_id, node_id, outcome, cold, peak_memory_bytes,
+           gate_us, auth_us, queue_us, cold_us, fn_us, total_us, cold_cause)
          SELECT r.id, r.function_id, r.status, r.duration_ms, r.error, r.logs, r.request_info, r.result,
-           r.status = 'success', r.created_at, r.deployment_id, r.node_id, r.outcome, r.cold, r.peak_memory_bytes
+           r.status = 'success', r.created_at, r.deployment_id, r.node_id, r.outcome, r.cold, r.peak_memory_bytes,
+           r.gate_us, r.auth_us, r.queue_us, r.cold_us, r.fn_us, r.total_us, r.cold_cause
          FROM r JOIN functions f ON f.id = r.function_id
          WHERE TRUE
          ON CONFLICT (id) DO NOTHING",
@@ -92,4 +105,10 @@ pub(super) async fn purge(writer: &SqlitePool, before: DateTime<Utc>) -> Result<
         deleted += done.rows_affected();
     }
     Ok(deleted)
+}
+
+pub(super) async fn find(readers: &SqlitePool, owner: UserId, id: InvocationId) -> Result<Option<RecordedCall>, Error> {
+    let row: Option<RecordedCallRow> =
+        sqlx::query_as(RECORDED_CALL).bind(id.uuid()).bind(owner.uuid()).fetch_optional(readers).await?;
+    row.map(RecordedCall::try_from).transpose()
 }

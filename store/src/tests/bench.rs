@@ -10,6 +10,7 @@ use common::digest::Digest;
 use common::function::{Access, Limits};
 use common::ids::{DeploymentId, FunctionId, InvocationId, NodeId, UserId};
 use common::invocation::{ContainerLogs, Logs, Outcome, Record, RequestInfo};
+use common::phases::{ColdCause, Phases};
 use futures_util::FutureExt as _;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::sqlite::SqliteConnectOptions;
@@ -185,6 +186,14 @@ pub(crate) fn record(function: &Function, outcome: Outcome) -> Record {
         cold: !success,
         peak_memory_bytes: 5_000_000_000,
         created_at: Utc::now().trunc_subsecs(6),
+        phases: Phases {
+            gate_us: Some(20),
+            queue_us: Some(0),
+            cold_us: (!success).then_some(400_000),
+            cold_cause: (!success).then_some(ColdCause::FirstCall),
+            total_us: Some(u64::from(u32::MAX) + 1),
+            ..Phases::default()
+        },
     }
 }
 

@@ -1,11 +1,12 @@
 //! Records: batches that come twice, functions that are gone, and pages.
 
-use common::ids::FunctionId;
+use common::ids::{FunctionId, InvocationId};
 use common::invocation::{ContainerLogs, ExecutionError, Metadata, Outcome, Record};
+use common::phases::Phases;
 
 use super::bench::{Bench, new_user, record};
 use super::on_both;
-use crate::{Error, Function, LogLine, RecordQuery};
+use crate::{Error, Function, LogLine, RecordQuery, RecordedCall};
 
 on_both!(
     a_record_comes_back_as_it_was,
@@ -17,6 +18,7 @@ on_both!(
     a_page_has_a_size,
     history_ends,
     a_foreign_functions_records_are_not_found,
+    one_call_is_found_by_its_owner,
     the_seeds_columns_hold_what_the_seed_says,
     numbers_beyond_a_columns_range_are_capped,
     the_sink_alone_inserts_too,
@@ -203,6 +205,24 @@ async fn a_foreign_functions_records_are_not_found(bench: &Bench) {
     }
 }
 
+async fn one_call_is_found_by_its_owner(bench: &Bench) {
+    let function = function(bench).await;
+    let eve = bench.store.create_user(new_user("eve@example.org")).await.unwrap();
+    let mut records =
+        [Outcome::Success, Outcome::OutOfMemory, Outcome::Crashed].map(|outcome| record(&function, outcome));
+    // As an older agent has it.
+    records[2].phases = Phases::default();
+    bench.store.insert_records(&records).await.unwrap();
+    let spec = &function.active.as_ref().unwrap().spec;
+    for record in records {
+        let id = record.id;
+        assert_eq!(bench.store.recorded_call(eve.id, id).await.unwrap(), None);
+        let expected = RecordedCall { record, name: function.name.clone(), version: spec.version, limits: spec.limits };
+        assert_eq!(bench.store.recorded_call(function.owner, id).await.unwrap(), Some(expected));
+    }
+    assert_eq!(bench.store.recorded_call(function.owner, InvocationId::new()).await.unwrap(), None);
+}
+
 async fn the_seeds_columns_hold_what_the_seed_says(bench: &Bench) {
     let function = function(bench).await;
     let batch = [record(&function, Outcome::Success), record(&function, Outcome::TimedOut)];
@@ -223,10 +243,12 @@ async fn numbers_beyond_a_columns_range_are_capped(bench: &Bench) {
     let mut huge = record(&function, Outcome::Success);
     huge.duration_ms = u32::MAX;
     huge.peak_memory_bytes = u64::MAX;
+    huge.phases.total_us = Some(u64::MAX);
     bench.store.insert_records(&[huge]).await.unwrap();
     let stored = bench.store.records(all_of(&function)).await.unwrap().records;
     assert_eq!(stored[0].duration_ms, i32::MAX.unsigned_abs());
     assert_eq!(stored[0].peak_memory_bytes, i64::MAX.unsigned_abs());
+    assert_eq!(stored[0].phases.total_us, Some(i64::MAX.unsigned_abs()));
 }
 
 async fn the_sink_alone_inserts_too(bench: &Bench) {

@@ -7,6 +7,7 @@ use common::digest::Digest;
 use common::function::{Access, Limits};
 use common::ids::{DeploymentId, FunctionId, InvocationId, NodeId, UserId};
 use common::invocation::{ContainerLogs, Logs, Outcome, Record, RequestInfo};
+use common::phases::Phases;
 use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 use store::{Function, NewDeployment};
@@ -54,6 +55,7 @@ impl Api {
             cold: false,
             peak_memory_bytes: 1024,
             created_at: chrono::Utc::now(),
+            phases: Phases { fn_us: Some(1500), ..Phases::default() },
         };
         let id = record.id;
         self.state.store.insert_records(&[record]).await.unwrap();
@@ -205,6 +207,34 @@ async fn records() {
     }
     api.check(get(&format!("/api/functions/a/logs?follow=true&before={bad}"), &token), 422, "exclude").await;
     api.check(get("/api/functions/b/logs", &token), 404, "not_found").await;
+}
+
+#[tokio::test]
+async fn the_story_of_a_call() {
+    let api = Api::start().await;
+    let (ada, token) = api.user("ada@example.com").await;
+    let (_, other) = api.user("bob@example.com").await;
+    let function = api.function(ada, "a").await;
+    let path = |id: InvocationId| format!("/api/invocations/{id}");
+    let id = api.record(&function, Outcome::TimedOut).await;
+    let story = api.check(get(&path(id), &token), 200, "").await.json();
+    assert_eq!(story["function"], json!({"id": function.id, "name": "a"}));
+    assert_eq!((&story["id"], &story["version"], &story["status"]), (&json!(id), &json!(1), &json!("error")));
+    assert_eq!((&story["outcome"], &story["error"]), (&json!("timed_out"), &json!("it broke")));
+    assert_eq!(story["cold"], json!({"is": false, "cause": null}));
+    assert_eq!((&story["phases"]["fnMs"], &story["phases"]["coldMs"]), (&json!(1.5), &Value::Null));
+    assert_eq!(story["limits"], json!({"timeoutMs": 5000, "memoryMb": 128, "hit": ["timeout"]}));
+    assert_eq!(story["logs"], json!({"stdout": "hello", "stderr": "", "truncated": false}));
+    let good = api.record(&function, Outcome::Success).await;
+    assert_eq!(api.check(get(&path(good), &token), 200, "").await.json()["limits"]["hit"], json!([]));
+    // Somebody else's is not there, in the same words as what is not there.
+    let unknown = get(&path(InvocationId::new()), &other);
+    for request in [get(&path(id), &other), unknown] {
+        api.check(request, 404, "there is no record of this call yet: try again in a moment").await;
+    }
+    api.check(get(&path(uuid::Uuid::nil().into()), &token), 404, "refused, which is not recorded").await;
+    api.check(get("/api/invocations/a", &token), 404, "X-Request-Id").await;
+    api.check(get(&path(id), ""), 401, "unauthorized").await;
 }
 
 #[tokio::test]

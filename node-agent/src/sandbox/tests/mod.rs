@@ -6,6 +6,7 @@
 mod blanks;
 mod builds;
 mod calls;
+mod causes;
 mod life;
 mod walls;
 
