@@ -294,7 +294,9 @@ impl Builds {
         self.unpack_archive(spec, place.path(), &work).await?;
         let recipe = self.parts.runtimes.get(&spec.runtime).and_then(|runtime| runtime.build.as_ref());
         let recipe = recipe.filter(|recipe| recipe.applies(|file| work.join(file).symlink_metadata().is_ok()));
+        let mut disk = None;
         if let Some(recipe) = recipe {
+            disk = self.parts.sandboxes.disk(&work).await;
             self.run_recipe(&spec.entrypoint, recipe, &work, run).await?;
         }
         let output = recipe.and_then(|recipe| recipe.output.clone());
@@ -314,6 +316,14 @@ impl Builds {
         }
         let builds = Arc::clone(self);
         let inserted = tokio::task::spawn_blocking(move || {
+            let (mut tree, mut extent) = (tree, extent);
+            if let Some(disk) = disk {
+                // A rename does not lead from one file system to another.
+                drop(disk);
+                tree = place.path().join("tree");
+                unpack(&packed, None, &tree, &packed_caps(&builds.parts.args))?;
+                extent = tree::measure(&tree)?;
+            }
             let build = builds.parts.cache.insert(digest, &tree, extent)?;
             drop(place);
             Ok::<_, BuildFailure>(build)

@@ -120,6 +120,7 @@ pub async fn run(
     let spool = Spool::open(&spool_dir, &settings.spool, Arc::clone(&metrics)).map_err(unusable(spool_dir))?;
     let spool = Arc::new(spool);
     let builds_dir = data_dir.join("builds");
+    sandbox::release(&builds_dir).map_err(unusable(builds_dir.clone()))?;
     let cache = BuildCache::open(builds_dir.clone(), settings.build_cache.bytes(), Arc::clone(&metrics));
     let cache = cache.map_err(unusable(builds_dir))?;
     let sandboxes = Sandboxes::open(&settings.sandbox, node, data_dir, Arc::clone(&runtimes), &registry).await?;

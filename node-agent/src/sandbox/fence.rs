@@ -5,13 +5,12 @@
 use std::fmt::Write as _;
 use std::io;
 use std::net::Ipv4Addr;
-use std::process::Stdio;
 use std::time::Duration;
 
 use common::ids::NodeId;
-use tokio::io::AsyncWriteExt as _;
-use tokio::process::Command;
 use tokio::sync::Mutex;
+
+use super::command;
 
 /// How long a change of the rules may take. iptables itself waits at most half of it for other programs.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -48,7 +47,7 @@ impl Fence {
         }
         // One of an earlier life, if there is one.
         let _ = self.jump("-D").await;
-        run("iptables-restore", &["-w", WAIT_SECONDS, "--noflush"], &rules(&self.bridge, &self.allowed)).await?;
+        restore(&rules(&self.bridge, &self.allowed)).await?;
         *up = true;
         Ok(())
     }
@@ -59,7 +58,7 @@ impl Fence {
         if std::mem::take(&mut *up) {
             self.jump("-D").await?;
             let chain = format!("*mangle\n-F {0}\n-X {0}\nCOMMIT\n", self.bridge);
-            run("iptables-restore", &["-w", WAIT_SECONDS, "--noflush"], &chain).await?;
+            restore(&chain).await?;
         }
         Ok(())
     }
@@ -67,8 +66,12 @@ impl Fence {
     async fn jump(&self, action: &str) -> io::Result<()> {
         let bridge = &self.bridge;
         let words = ["-w", WAIT_SECONDS, "-t", "mangle", action, "PREROUTING", "-i", bridge, "-j", bridge];
-        run("iptables", &words, "").await
+        command::run("iptables", &words, "", LIMIT).await
     }
+}
+
+async fn restore(text: &str) -> io::Result<()> {
+    command::run("iptables-restore", &["-w", WAIT_SECONDS, "--noflush"], text, LIMIT).await
 }
 
 /// The chain, which has the bridge's name, and the jump to it. Names are resolved wherever the resolver is.
@@ -81,29 +84,6 @@ fn rules(bridge: &str, allowed: &[String]) -> String {
     rule("-m addrtype --dst-type LOCAL -j DROP");
     CLOSED.iter().for_each(|range| rule(&format!("-d {range} -j DROP")));
     text + &format!("-I PREROUTING 1 -i {bridge} -j {bridge}\nCOMMIT\n")
-}
-
-async fn run(program: &str, words: &[&str], input: &str) -> io::Result<()> {
-    let mut command = Command::new(program);
-    // Where iptables is, also for who became root without root's PATH.
-    command.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
-    command.args(words).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).kill_on_drop(true);
-    let finished = async {
-        let mut child = command.spawn()?;
-        if let Some(mut stdin) = child.stdin.take() {
-            stdin.write_all(input.as_bytes()).await?;
-        }
-        child.wait_with_output().await
-    };
-    let output = match tokio::time::timeout(LIMIT, finished).await {
-        Ok(output) => output.map_err(|error| io::Error::new(error.kind(), format!("{program}: {error}")))?,
-        Err(_) => return Err(io::Error::new(io::ErrorKind::TimedOut, format!("{program} took too long"))),
-    };
-    if output.status.success() {
-        return Ok(());
-    }
-    let said = String::from_utf8_lossy(&output.stderr);
-    Err(io::Error::other(format!("{program}: {}", said.trim().lines().next_back().unwrap_or("it failed"))))
 }
 
 /// Reads an address or a range, `192.0.2.0/24`.

@@ -8,6 +8,8 @@ mod args;
 mod blank;
 mod blanks;
 mod cgroup;
+mod command;
+mod disk;
 mod dispatch;
 mod docker;
 mod farewell;
@@ -38,6 +40,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use args::{BuildArgs, SandboxArgs};
+pub use disk::{Disk, release};
 pub use docker::DockerError;
 pub use lease::{Cold, Exit, Gone, How, Lease, ResultFile};
 pub use mounts::{Build, MountError};

@@ -292,7 +292,7 @@ fn clear_away(path: &Path) -> Result<(), MountError> {
 const MAX_STACKED: usize = 64;
 
 /// The mount points of a `mountinfo` at and under `path`, in the order of the table: outer before inner.
-fn mount_points(mountinfo: &[u8], path: &Path) -> Vec<PathBuf> {
+pub(super) fn mount_points(mountinfo: &[u8], path: &Path) -> Vec<PathBuf> {
     let points = mountinfo.split(|byte| *byte == b'\n').filter_map(|line| line.split(|byte| *byte == b' ').nth(4));
     points.map(unescape).filter(|point| point.starts_with(path)).collect()
 }

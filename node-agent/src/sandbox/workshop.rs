@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use runner::wire::{How as Ended, Report, Run};
 use tokio::sync::mpsc;
 
+use super::disk::Disk;
 use super::docker::{DockerError, Image};
 use super::function::environment;
 use super::runner_link;
@@ -118,6 +119,19 @@ impl Sandboxes {
         })
     }
 
+    /// Lays a file system of its own over a build's work directory, as large as a build may be. `None` where that cannot
+    /// be had (no mke2fs, no loop devices): then the build is measured as it goes, and may exceed it for a moment.
+    pub async fn disk(&self, work: &Path) -> Option<Disk> {
+        let bytes = u64::from(self.args.build.build_disk_mb) * 1024 * 1024;
+        match Disk::over(work, bytes, MAX_BUILD_ENTRIES.into()).await {
+            Ok(disk) => Some(disk),
+            Err(error) => {
+                tracing::warn!(%error, "a build gets no file system of its own and is only measured");
+                None
+            }
+        }
+    }
+
     async fn open_workshop(&self, job: &BuildJob, image: Image) -> Result<(Sandbox, Vec<u8>), Fault> {
         let args = &self.args.build;
         let claim = self.site.claim()?;
@@ -203,7 +217,12 @@ async fn watch_disk(work: &Path, max: Usage) -> io::Result<BuildExit> {
     let work: Arc<Path> = work.into();
     loop {
         let (since, looked_at) = (Instant::now(), Arc::clone(&work));
-        let look = move || Ok::<_, io::Error>((usage::measure(&looked_at, max)?, usage::is_full(&looked_at)?));
+        let look = move || {
+            Ok::<_, io::Error>((
+                usage::measure(&looked_at, max)?,
+                usage::is_full(looked_at.parent().unwrap_or(&looked_at))?,
+            ))
+        };
         let (used, full) = tokio::task::spawn_blocking(look).await.map_err(io::Error::other)??;
         if used.entries > max.entries {
             return Ok(BuildExit::TooManyFiles);

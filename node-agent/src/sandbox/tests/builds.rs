@@ -7,12 +7,17 @@ async fn build(node: &Node, script: &str, network: bool) -> (BuildExit, Vec<Stri
     let work = node.directory.path().join(format!("work-{}", common::ids::SandboxId::new()));
     std::fs::create_dir_all(work.join("src")).unwrap();
     std::fs::write(work.join("src/input"), "input\n").unwrap();
+    let (exit, lines) = run(node, script, network, &work).await;
+    (exit, lines, work)
+}
+
+async fn run(node: &Node, script: &str, network: bool, work: &Path) -> (BuildExit, Vec<String>) {
     let job = BuildJob {
         images: vec!["local/none:1".into(), "debian:bookworm-slim".into(), "local/debian:bookworm".into()],
         command: ["sh", "-c", script].map(str::to_owned).to_vec(),
         env: [("MODE".to_owned(), "test".to_owned())].into(),
         network,
-        work: work.clone(),
+        work: work.to_path_buf(),
     };
     let (sender, mut receiver) = tokio::sync::mpsc::channel(8);
     let reader = async {
@@ -23,7 +28,7 @@ async fn build(node: &Node, script: &str, network: bool) -> (BuildExit, Vec<Stri
         lines
     };
     let (exit, lines) = tokio::join!(node.sandboxes.build(job, sender), reader);
-    (exit.unwrap(), lines, work)
+    (exit.unwrap(), lines)
 }
 
 async fn check(node: &Node, script: &str, exit: BuildExit, lines: &[&str]) {
@@ -80,6 +85,29 @@ async fn a_build_has_limits() {
         assert_eq!(exit.failure(&node.args.build).unwrap(), "the build wrote more than 16 MiB");
         let script = "for i in $(seq 300); do mkdir d; cd -P d; done; sleep 60";
         assert_eq!(build(node, script, false).await.0, BuildExit::TooManyFiles);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_of_its_own_bounds_what_no_measure_sees() {
+    let adjust = |args: &mut SandboxArgs| args.build.build_disk_mb = 16;
+    on_node(adjust, async |node| {
+        let work = node.directory.path().join("disk-work");
+        std::fs::create_dir(&work).unwrap();
+        std::fs::write(work.join("input"), "input\n").unwrap();
+        let disk = node.sandboxes.disk(&work).await.expect("this machine has mke2fs and loop devices");
+        let script = "cat input\n\
+            for i in 3 4 5 6 7 8 9; do eval \"exec $i>gone\"; rm gone; head -c 8M /dev/zero >&$i || echo full; done; true";
+        let (exit, lines) = run(node, script, false, &work).await;
+        assert_eq!((exit, lines[0].as_str()), (BuildExit::Exited(0), "input"), "{lines:?}");
+        assert!(lines.iter().any(|line| line == "full"), "{lines:?}");
+        assert_eq!(std::fs::read_dir(&work).unwrap().count(), 1);
+        drop(disk);
+        assert!(!work.with_extension("disk").exists());
+        // As a crash would leave it.
+        std::mem::forget(node.sandboxes.disk(&work).await.unwrap());
+        release(&work).unwrap();
     })
     .await;
 }
