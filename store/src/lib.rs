@@ -222,7 +222,7 @@ pub struct RecordPage {
 /// One call with what its record refers to.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RecordedCall {
-    /// The record.
+    /// The record, without its result.
     pub record: Record,
     /// The function's name.
     pub name: FunctionName,

@@ -217,7 +217,8 @@ async fn one_call_is_found_by_its_owner(bench: &Bench) {
     for record in records {
         let id = record.id;
         assert_eq!(bench.store.recorded_call(eve.id, id).await.unwrap(), None);
-        let expected = RecordedCall { record, name: function.name.clone(), version: spec.version, limits: spec.limits };
+        let (name, version, limits) = (function.name.clone(), spec.version, spec.limits);
+        let expected = RecordedCall { record: Record { result: None, ..record }, name, version, limits };
         assert_eq!(bench.store.recorded_call(function.owner, id).await.unwrap(), Some(expected));
     }
     assert_eq!(bench.store.recorded_call(function.owner, InvocationId::new()).await.unwrap(), None);
