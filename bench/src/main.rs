@@ -1,142 +1,174 @@
-//! The file contract's cost: a warm call through the whole platform, beside a bare loop of write, spawn, wait, read
-//! of the same program, in interleaved rounds of one run. `bench/run` sets the stage.
-#![allow(clippy::print_stdout, reason = "a benchmark's product is what it prints")]
+//! The benchmarks: each target side by side with what it is compared against, in interleaved rounds of one run.
+//! `bench/run` builds everything and starts this.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a benchmark's product is what it prints")]
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::TcpStream;
-use std::path::PathBuf;
-use std::process::Command;
-use std::time::{Duration, Instant};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::Instant;
 
-use anyhow::{Context as _, Result, ensure};
-use clap::Parser;
+use anyhow::{Context as _, Result};
+use chrono::{SecondsFormat, Utc};
+use clap::{Parser, Subcommand};
+
+use crate::machine::Cores;
+use crate::report::{Failure, Report, quantity, verdict};
+use crate::stage::{Scale, Stage};
+use crate::targets::{ALL, Target};
+
+mod bare;
+mod child;
+mod engine;
+mod html;
+mod http1;
+mod load;
+mod machine;
+mod nginx;
+mod platform;
+mod plot;
+mod program;
+mod report;
+mod stage;
+mod standin_gateway;
+mod standin_node;
+mod stats;
+mod targets;
+
+#[derive(Parser)]
+#[command(about, version)]
+struct Arguments {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Measure.
+    Run(Run),
+    /// Stand in for a node; a run starts this by itself.
+    #[command(hide = true)]
+    Node(standin_node::Arguments),
+}
 
 /// What `bench/run` passes.
-#[derive(Parser)]
-struct Arguments {
-    /// The platform's address, `127.0.0.1:8080`.
+#[derive(Clone, clap::Args)]
+struct Run {
+    /// Targets, such as `P1 F3`; none means all.
+    #[arg(value_parser = named)]
+    targets: Vec<&'static str>,
+    /// Fewer rounds, shorter ones, fewer functions: to see whether it runs, not to know the figures.
     #[arg(long)]
-    address: String,
-    /// An access token.
-    #[arg(long, env = "DARTCLOUD_TOKEN", hide_env_values = true)]
-    token: String,
-    /// The deployed no-op function's name.
+    quick: bool,
+    /// The directory of the release programs.
     #[arg(long)]
-    function: String,
-    /// The same program on this machine.
+    programs: PathBuf,
+    /// Where downloads are kept.
     #[arg(long)]
-    program: PathBuf,
-    /// Interleaved rounds of each side.
-    #[arg(long, default_value_t = 7)]
-    rounds: u32,
-    /// Calls of each side in a round.
-    #[arg(long, default_value_t = 500)]
-    calls: u32,
-}
-
-fn main() -> Result<()> {
-    let arguments = Arguments::parse();
-    let mut platform = Platform::connect(&arguments)?;
-    let folder = std::env::temp_dir().join(format!("dartcloud-bench-{}", std::process::id()));
-    std::fs::create_dir_all(&folder)?;
-    let bare = Bare { program: arguments.program.clone(), folder: folder.clone() };
-    for _ in 0..50 {
-        platform.call()?;
-        bare.call()?;
-    }
-    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-    for _ in 0..arguments.rounds {
-        ours.push(median((0..arguments.calls).map(|_| timed(|| platform.call())).collect::<Result<_>>()?));
-        theirs.push(median((0..arguments.calls).map(|_| timed(|| bare.call())).collect::<Result<_>>()?));
-    }
-    std::fs::remove_dir_all(&folder)?;
-    let (ours, theirs) = (median(ours), median(theirs));
-    println!(
-        "file contract, native no-op, p50 at one connection, {} rounds of {} calls:",
-        arguments.rounds, arguments.calls
-    );
-    println!("  through the platform      {:>8.1} µs", micros(ours));
-    println!("  write, spawn, wait, read  {:>8.1} µs", micros(theirs));
-    println!("  ratio                     {:>8.2}", ours.as_secs_f64() / theirs.as_secs_f64());
-    Ok(())
-}
-
-fn timed(call: impl FnOnce() -> Result<()>) -> Result<Duration> {
-    let start = Instant::now();
-    call()?;
-    Ok(start.elapsed())
-}
-
-fn median(mut times: Vec<Duration>) -> Duration {
-    times.sort_unstable();
-    times[times.len() / 2]
-}
-
-fn micros(time: Duration) -> f64 {
-    time.as_secs_f64() * 1e6
-}
-
-/// One kept-alive connection to the gateway.
-struct Platform {
-    stream: BufReader<TcpStream>,
-    request: Vec<u8>,
-}
-
-impl Platform {
-    fn connect(arguments: &Arguments) -> Result<Self> {
-        let stream = TcpStream::connect(&arguments.address)?;
-        stream.set_nodelay(true)?;
-        let body = r#"{"body":{"name":"Ada"}}"#;
-        let request = format!(
-            "POST /api/functions/{}/invoke HTTP/1.1\r\nHost: {}\r\nAuthorization: Bearer {}\r\n\
-             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
-            arguments.function,
-            arguments.address,
-            arguments.token,
-            body.len()
-        );
-        Ok(Self { stream: BufReader::new(stream), request: request.into_bytes() })
-    }
-
-    fn call(&mut self) -> Result<()> {
-        self.stream.get_mut().write_all(&self.request)?;
-        let mut line = String::new();
-        self.stream.read_line(&mut line)?;
-        let well = line.starts_with("HTTP/1.1 200");
-        let mut length = 0;
-        loop {
-            let mut header = String::new();
-            self.stream.read_line(&mut header)?;
-            if header.trim().is_empty() {
-                break;
-            }
-            if let Some(value) = header.to_ascii_lowercase().strip_prefix("content-length:") {
-                length = value.trim().parse().context("a length")?;
-            }
-        }
-        let mut body = vec![0; length];
-        self.stream.read_exact(&mut body)?;
-        ensure!(well, "{line}{}", String::from_utf8_lossy(&body));
-        Ok(())
-    }
-}
-
-/// The least that the file contract could cost: no sandbox, no network, no record.
-struct Bare {
-    program: PathBuf,
+    kept: PathBuf,
+    /// An empty folder for all that is made.
+    #[arg(long)]
     folder: PathBuf,
+    /// The same in memory.
+    #[arg(long)]
+    memory: PathBuf,
+    /// Where the report is written.
+    #[arg(long)]
+    results: PathBuf,
 }
 
-impl Bare {
-    fn call(&self) -> Result<()> {
-        let request = self.folder.join("request.json");
-        let result = self.folder.join("result.json");
-        std::fs::write(&request, br#"{"body":{"name":"Ada"}}"#)?;
-        std::fs::write(&result, b"")?;
-        let status = Command::new(&self.program).arg(&request).arg(&result).status()?;
-        ensure!(status.success(), "the program failed");
-        let result: serde_json::Value = serde_json::from_slice(&std::fs::read(&result)?)?;
-        ensure!(result.get("body").is_some(), "no body");
-        Ok(())
+fn named(text: &str) -> Result<&'static str> {
+    let found = ALL.iter().find(|target| target.name.eq_ignore_ascii_case(text));
+    let names = || ALL.iter().map(|target| format!("  {}  {}", target.name, target.what)).collect::<Vec<_>>().join("\n");
+    found.map(|target| target.name).with_context(|| format!("no target is called so; there are:\n{}", names()))
+}
+
+fn main() -> ExitCode {
+    let done = match Arguments::parse().what {
+        What::Run(arguments) => run(&arguments),
+        What::Node(arguments) => standin_node::serve(&arguments).map(|()| true),
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
     }
+}
+
+/// Whether everything could be measured. A target that is not met is a result and not a failure.
+fn run(arguments: &Run) -> Result<bool> {
+    let started = Instant::now();
+    let started_at = Utc::now();
+    let machine = machine::describe();
+    let cores = Cores::divide()?;
+    let scale = if arguments.quick { Scale::QUICK } else { Scale::WHOLE };
+    let Run { programs, kept, folder, memory, .. } = arguments.clone();
+    let stage = Stage { cores: cores.clone(), scale, programs, kept, folder, memory };
+    if machine.load_average > 0.5 {
+        eprintln!("note: others keep this machine busy (load average {}): figures are noise", machine.load_average);
+    }
+    let mut report = Report {
+        started_at: started_at.to_rfc3339_opts(SecondsFormat::Secs, true),
+        seconds: 0,
+        version: env!("CARGO_PKG_VERSION"),
+        commit: commit(),
+        quick: arguments.quick,
+        rounds: scale.rounds,
+        machine,
+        cores,
+        rows: Vec::new(),
+        failures: Vec::new(),
+    };
+    let wanted = |target: &&Target| arguments.targets.is_empty() || arguments.targets.contains(&target.name);
+    for target in ALL.iter().filter(wanted) {
+        measure(target, &stage, &mut report);
+    }
+    report.seconds = started.elapsed().as_secs();
+    let name = format!("{}-{}", started_at.format("%Y-%m-%d-%H%M"), file_name(&report.machine.name));
+    let files = write(&report, &arguments.results, &name)?;
+    println!("\n{}\n{files}", report::table(&report));
+    Ok(report.failures.is_empty())
+}
+
+fn measure(target: &Target, stage: &Stage, report: &mut Report) {
+    let started = Instant::now();
+    eprintln!("{}  {}", target.name, target.what);
+    match (target.measure)(stage) {
+        Ok(rows) => {
+            for row in &rows {
+                let measured = quantity(row.measured, row.unit);
+                eprintln!("      {}: {measured} ({}, target {})", row.what, verdict(row.met), row.bound.text());
+            }
+            report.rows.extend(rows);
+        }
+        Err(error) => {
+            eprintln!("      NOT MEASURED: {error:#}");
+            report.failures.push(Failure { target: target.name, reason: format!("{error:#}") });
+        }
+    }
+    eprintln!("      {:.0} s", started.elapsed().as_secs_f64());
+}
+
+/// Writes both forms; says where they are.
+fn write(report: &Report, results: &Path, name: &str) -> Result<String> {
+    std::fs::create_dir_all(results).with_context(|| results.display().to_string())?;
+    let (json, page) = (results.join(format!("{name}.json")), results.join(format!("{name}.html")));
+    std::fs::write(&json, serde_json::to_string_pretty(report)?)?;
+    std::fs::write(&page, html::page(report))?;
+    Ok(format!("{}\n{}", json.display(), page.display()))
+}
+
+/// A machine's name, as a file's name may hold it.
+fn file_name(machine: &str) -> String {
+    let plain = |letter: char| if letter.is_ascii_alphanumeric() || letter == '-' { letter } else { '_' };
+    if machine.is_empty() { "machine".to_owned() } else { machine.chars().map(plain).collect() }
+}
+
+/// What was measured, where this is a clone.
+fn commit() -> String {
+    let output = Command::new("git").args(["describe", "--always", "--dirty"]).output();
+    output.ok().filter(|output| output.status.success()).map_or_else(String::new, |output| {
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    })
 }
