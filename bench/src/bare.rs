@@ -1,17 +1,21 @@
 //! The control of the file contract: `bare.c` writes, spawns, waits and reads, on this machine or, for a language whose
 //! interpreter is the image's, in one long-lived container whose own cost is paid before.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::child::pinned;
+use crate::child::{bounded, pinned};
 use crate::program::Program;
 use crate::stage::Stage;
+
+/// How long one order may take.
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// How long it may take to end after its input has ended.
 const ENDS_WITHIN: Duration = Duration::from_secs(10);
@@ -20,7 +24,8 @@ const ENDS_WITHIN: Duration = Duration::from_secs(10);
 pub(crate) struct Bare {
     process: Child,
     orders: Option<ChildStdin>,
-    answers: BufReader<ChildStdout>,
+    /// What it prints, line by line.
+    answers: Receiver<String>,
     /// The container that it is in.
     container: Option<String>,
 }
@@ -51,7 +56,12 @@ impl Bare {
     fn start(mut command: Command, container: Option<String>) -> Result<Self> {
         let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let orders = process.stdin.take();
-        let answers = BufReader::new(process.stdout.take().context("it was piped")?);
+        let printed = BufReader::new(process.stdout.take().context("it was piped")?);
+        let (give, answers) = channel();
+        // It ends with the loop's output, or when nobody listens any more.
+        std::thread::spawn(move || {
+            printed.lines().map_while(std::io::Result::ok).try_for_each(|line| give.send(line)).ok();
+        });
         Ok(Self { process, orders, answers, container })
     }
 
@@ -74,14 +84,13 @@ impl Bare {
         writeln!(orders, "{order}")?;
         orders.flush()?;
         let mut times = Vec::new();
-        for line in self.answers.by_ref().lines() {
-            let line = line?;
+        loop {
+            let line = self.answers.recv_timeout(PATIENCE).context("the bare loop ended, or hangs: see above")?;
             match line.strip_prefix("done ") {
                 Some(done) => return Ok((times, done.parse()?)),
                 None => times.push(line.parse().with_context(|| line.clone())?),
             }
         }
-        anyhow::bail!("the bare loop ended: its reason stands above")
     }
 }
 
@@ -93,7 +102,7 @@ impl Drop for Bare {
             std::thread::sleep(Duration::from_millis(10));
         }
         if let (Ok(None), Some(container)) = (self.process.try_wait(), &self.container) {
-            let _ = Command::new("docker").args(["rm", "-f", container]).output();
+            let _ = bounded(ENDS_WITHIN.as_secs() as u32, "docker").args(["rm", "-f", container]).output();
         }
         let _ = self.process.kill();
         let _ = self.process.wait();

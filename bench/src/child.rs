@@ -80,11 +80,18 @@ impl Drop for Child {
     }
 }
 
+/// A command that is ended after so many seconds.
+pub(crate) fn bounded(seconds: u32, program: &str) -> Command {
+    let mut command = Command::new("timeout");
+    command.arg(seconds.to_string()).arg(program);
+    command
+}
+
 /// Runs a command to its end, which has to be a success.
 pub(crate) fn run(command: &mut Command) -> Result<Vec<u8>> {
-    let output = command.output().with_context(|| format!("cannot start {}", command.get_program().display()))?;
-    let program = command.get_program().display();
-    ensure!(output.status.success(), "{program}: {}: {}", output.status, String::from_utf8_lossy(&output.stderr));
+    let name = format!("{:?}", command.get_program());
+    let output = command.output().with_context(|| format!("cannot start {name}"))?;
+    ensure!(output.status.success(), "{name}: {}: {}", output.status, String::from_utf8_lossy(&output.stderr));
     Ok(output.stdout)
 }
 

@@ -2,21 +2,21 @@
 //! sandboxes.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 
 use crate::bare::{binds, container_arguments};
-use crate::child::run;
+use crate::child::{bounded, run};
 use crate::http1::{self, Address, Connection};
 use crate::platform::JSON;
 use crate::program::Program;
 use crate::stage::Stage;
 
-/// How long one container may live, in seconds.
-const LIVES: &str = "60";
+/// How long one container may live, and a question to the Engine may take, in seconds.
+const LIVES: u32 = 60;
+const ANSWERS: u32 = 30;
 
 /// How long the pool's containers are watched for a change before it counts as filled, how often, and at most.
 const SETTLED: Duration = Duration::from_millis(1500);
@@ -26,8 +26,8 @@ const SETTLES_WITHIN: Duration = Duration::from_secs(60);
 /// `docker run --rm --network none` of this program, from the start of the command to its end.
 pub(crate) fn docker_run(stage: &Stage, program: &Program) -> Result<Duration> {
     let exchange = stage.memory()?;
-    let mut command = Command::new("timeout");
-    command.args([LIVES, "docker", "run", "--rm"]);
+    let mut command = bounded(LIVES, "docker");
+    command.args(["run", "--rm"]);
     container_arguments(&mut command, program, &exchange)?;
     command.arg(&program.image).args(&program.command);
     let start = Instant::now();
@@ -106,12 +106,12 @@ pub(crate) fn container_pids(label: &str) -> Result<Vec<u32>> {
     if ids.is_empty() {
         return Ok(Vec::new());
     }
-    let output = run(Command::new("docker").args(["inspect", "--format", "{{.State.Pid}}"]).args(ids))?;
+    let output = run(bounded(ANSWERS, "docker").args(["inspect", "--format", "{{.State.Pid}}"]).args(ids))?;
     String::from_utf8(output)?.lines().map(|pid| Ok(pid.trim().parse()?)).collect()
 }
 
 fn containers(label: &str) -> Result<Vec<String>> {
-    let output = run(Command::new("docker").args(["ps", "-q", "--filter", &format!("label={label}")]))?;
+    let output = run(bounded(ANSWERS, "docker").args(["ps", "-q", "--filter", &format!("label={label}")]))?;
     Ok(String::from_utf8(output)?.lines().map(str::to_owned).collect())
 }
 

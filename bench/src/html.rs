@@ -30,8 +30,10 @@ fn head(page: &mut String, report: &Report) {
     let count = |met| report.rows.iter().filter(|row| row.met == met).count();
     let _ = write!(
         page,
-        "<header><h1>Dart Cloud benchmarks</h1><p>{} · version {} <code>{}</code> · {} rounds of each side in turn · {} s\
-         </p><p>{} · {}, {} cores, {} MB · {}, Linux {} · Docker Engine {}</p><p>Server on core {}, load on core {}.</p>",
+        "<header><h1>Dart Cloud benchmarks</h1>\
+         <p>{} · version {} <code>{}</code> · {} rounds of each side in turn · {} s</p>\
+         <p>{} · {}, {} cores, {} MB · {}, Linux {} · Docker Engine {}</p>\
+         <p>Where cores are divided: server on {}, load on {}.</p>",
         escape(&report.started_at),
         report.version,
         escape(&report.commit),
@@ -52,7 +54,8 @@ fn head(page: &mut String, report: &Report) {
     }
     if machine.load_average > 0.5 {
         let load = machine.load_average;
-        let _ = write!(page, "<p class=\"warning\">Others kept the machine busy: load average {load} at the start.</p>");
+        let _ =
+            write!(page, "<p class=\"warning\">Others kept the machine busy: load average {load} at the start.</p>");
     }
     let _ = write!(
         page,
@@ -92,7 +95,8 @@ fn summary(page: &mut String, report: &Report) {
     }
     for failure in &report.failures {
         let reason = escape(&failure.reason);
-        let _ = write!(page, "<tr><td><b>{}</b></td><td colspan=\"7\">not measured: {reason}</td></tr>", failure.target);
+        let _ =
+            write!(page, "<tr><td><b>{}</b></td><td colspan=\"7\">not measured: {reason}</td></tr>", failure.target);
     }
     page.push_str("</tbody></table></section>");
 }
@@ -112,12 +116,18 @@ fn detail(page: &mut String, row: &Row) {
         quantity(row.measured, row.unit),
         escape(&row.compared),
         plot::rounds(row),
-        plot::quantiles(row),
+        curve(row),
     );
     for note in &row.notes {
         let _ = write!(page, "<p class=\"note\">{}</p>", escape(note));
     }
     page.push_str("</section>");
+}
+
+/// The latencies by quantile, under a line that says so.
+fn curve(row: &Row) -> String {
+    let plot = plot::quantiles(row);
+    if plot.is_empty() { plot } else { format!("<p class=\"note\">Latency by quantile, all rounds together</p>{plot}") }
 }
 
 fn chip(row: &Row) -> String {

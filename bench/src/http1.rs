@@ -57,6 +57,7 @@ impl Connection {
                 let stream = TcpStream::connect(address)?;
                 stream.set_nodelay(true)?;
                 stream.set_read_timeout(Some(SILENCE))?;
+                stream.set_write_timeout(Some(SILENCE))?;
                 Box::new(stream)
             }
             Address::Unix(path) => Self::unix(path)?,

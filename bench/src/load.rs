@@ -133,7 +133,8 @@ pub(crate) fn paced(aim: &Aim, connections: usize, per_second: f64, time: Durati
     let next = AtomicU64::new(0);
     let start = Instant::now() + Duration::from_millis(10);
     let times = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..connections).map(|_| scope.spawn(|| take_turns(aim, &next, last, start, step))).collect();
+        let threads: Vec<_> =
+            (0..connections).map(|_| scope.spawn(|| take_turns(aim, &next, last, start, step))).collect();
         threads.into_iter().map(|thread| thread.join().expect("it does not panic")).collect::<Result<Vec<_>>>()
     })?;
     sample(times.concat(), start.elapsed(), Duration::ZERO)

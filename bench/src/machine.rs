@@ -27,7 +27,8 @@ impl Cores {
     /// Splits the cores that this process may use, and moves the process itself to those of the load.
     pub(crate) fn divide() -> Result<Self> {
         let status = std::fs::read_to_string("/proc/self/status")?;
-        let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).context("no list of cores")?;
+        let list =
+            status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).context("no list of cores")?;
         let cores = split(&parse_cores(list.trim())?);
         let moved = Command::new("taskset").args(["-apc", &cores.load, &std::process::id().to_string()]).output()?;
         ensure!(moved.status.success(), "taskset: {}", String::from_utf8_lossy(&moved.stderr));

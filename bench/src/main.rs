@@ -77,7 +77,8 @@ struct Run {
 
 fn named(text: &str) -> Result<&'static str> {
     let found = ALL.iter().find(|target| target.name.eq_ignore_ascii_case(text));
-    let names = || ALL.iter().map(|target| format!("  {}  {}", target.name, target.what)).collect::<Vec<_>>().join("\n");
+    let names =
+        || ALL.iter().map(|target| format!("  {}  {}", target.name, target.what)).collect::<Vec<_>>().join("\n");
     found.map(|target| target.name).with_context(|| format!("no target is called so; there are:\n{}", names()))
 }
 
@@ -168,7 +169,8 @@ fn file_name(machine: &str) -> String {
 /// What was measured, where this is a clone.
 fn commit() -> String {
     let output = Command::new("git").args(["describe", "--always", "--dirty"]).output();
-    output.ok().filter(|output| output.status.success()).map_or_else(String::new, |output| {
-        String::from_utf8_lossy(&output.stdout).trim().to_owned()
-    })
+    output
+        .ok()
+        .filter(|output| output.status.success())
+        .map_or_else(String::new, |output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }

@@ -39,17 +39,36 @@ impl Axis {
     /// Round values along it.
     fn ticks(&self) -> Vec<f64> {
         if self.is_log {
-            let decades = self.from.log10().floor() as i32..=self.to.log10().ceil() as i32;
-            let all: Vec<f64> = decades.flat_map(|decade| [1.0, 2.0, 5.0].map(|one| one * 10f64.powi(decade))).collect();
-            let inside: Vec<f64> = all.into_iter().filter(|tick| (self.from..=self.to).contains(tick)).collect();
-            if inside.len() <= 8 { return inside }
-            return inside.into_iter().filter(|tick| (tick.log10() - tick.log10().round()).abs() < 1e-9).collect();
+            let inside = |steps: &[f64]| -> Vec<f64> {
+                let decades = self.from.log10().floor() as i32..=self.to.log10().ceil() as i32;
+                let all = decades.flat_map(|decade| steps.iter().map(move |step| step * 10f64.powi(decade)));
+                all.filter(|tick| (self.from..=self.to).contains(tick)).collect()
+            };
+            let (fine, coarse) = (inside(&[1.0, 2.0, 5.0]), inside(&[1.0]));
+            match (fine.len(), coarse.len()) {
+                (3..=8, _) => return fine,
+                (_, 3..) => return coarse,
+                // Less than a decade: even steps say more.
+                _ => {}
+            }
         }
         let rough = (self.to - self.from) / 5.0;
         let decade = 10f64.powf(rough.log10().floor());
-        let step = [1.0, 2.0, 5.0, 10.0].into_iter().map(|one| one * decade).find(|step| *step >= rough).unwrap_or(rough);
+        let steps = [1.0, 2.0, 5.0, 10.0].map(|one| one * decade);
+        let step = steps.into_iter().find(|step| *step >= rough).unwrap_or(rough);
         let first = (self.from / step).ceil() as i64;
         (first..).map(|count| count as f64 * step).take_while(|tick| *tick <= self.to * 1.0001).collect()
+    }
+}
+
+/// A tick's label: `10 ms` and not `10.0 ms`.
+fn label(tick: f64, unit: &str) -> String {
+    let text = quantity(tick, unit);
+    match text.split_once(' ') {
+        Some((number, unit)) if number.contains('.') => {
+            format!("{} {unit}", number.trim_end_matches('0').trim_end_matches('.'))
+        }
+        _ => text,
     }
 }
 
@@ -75,7 +94,8 @@ pub(crate) fn overview(report: &Report) -> String {
         let (zero, x) = (axis.at(1.0), axis.at(*margin));
         let class = if row.met == Some(true) { "met" } else { "missed" };
         let (left, width) = (zero.min(x), (zero - x).abs().max(2.0));
-        let _ = write!(svg, r#"<rect class="{class}" x="{left:.1}" y="{y:.1}" width="{width:.1}" height="14" rx="3"/>"#);
+        let _ =
+            write!(svg, r#"<rect class="{class}" x="{left:.1}" y="{y:.1}" width="{width:.1}" height="14" rx="3"/>"#);
         text(&mut svg, 0.0, y + 11.5, "start", "name", row.target);
         text(&mut svg, 34.0, y + 11.5, "start", "", &row.what);
         text(&mut svg, WIDTH, y + 11.5, "end", class, &quantity(row.measured, row.unit));
@@ -101,7 +121,7 @@ pub(crate) fn rounds(row: &Row) -> String {
     for tick in axis.ticks() {
         let x = axis.at(tick);
         let _ = write!(svg, r#"<line class="grid" x1="{x:.1}" x2="{x:.1}" y1="4" y2="{bottom:.1}"/>"#);
-        text(&mut svg, x, bottom + 16.0, "middle", "dim", &quantity(tick, row.ours.unit));
+        text(&mut svg, x, bottom + 16.0, "middle", "dim", &label(tick, row.ours.unit));
     }
     for (place, side) in sides.iter().enumerate() {
         let class = if place == 0 { "ours" } else { "theirs" };
@@ -147,7 +167,7 @@ pub(crate) fn quantiles(row: &Row) -> String {
     for tick in up.ticks() {
         let y = up.at(tick);
         let _ = write!(svg, r#"<line class="grid" x1="200" x2="{:.1}" y1="{y:.1}" y2="{y:.1}"/>"#, WIDTH - 100.0);
-        text(&mut svg, 188.0, y + 4.0, "end", "dim", &quantity(tick, "µs"));
+        text(&mut svg, 188.0, y + 4.0, "end", "dim", &label(tick, "µs"));
     }
     for point in points {
         let label = format!("p{}", number(point.quantile * 100.0).trim_end_matches('0').trim_end_matches('.'));
@@ -196,5 +216,8 @@ mod tests {
         assert_eq!(axis(0.0, 9.0, false).ticks(), [0.0, 2.0, 4.0, 6.0, 8.0]);
         assert_eq!(axis(1.0, 20.0, true).ticks(), [1.0, 2.0, 5.0, 10.0, 20.0]);
         assert_eq!(axis(1.0, 10_000.0, true).ticks().len(), 5);
+        assert_eq!(axis(60.0, 140.0, true).ticks(), [60.0, 80.0, 100.0, 120.0, 140.0]);
+        assert_eq!(label(10_000.0, "µs"), "10 ms");
+        assert_eq!(label(500.0, "calls/s"), "500 calls/s");
     }
 }

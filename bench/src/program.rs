@@ -8,14 +8,15 @@ use common::runtime::Runtimes;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 
-use crate::child::run;
+use crate::child::{bounded, run};
 use crate::stage::Stage;
 
 /// The npm package that holds a genuine Dart program, compiled ahead of time.
 const SASS: &str = "sass-embedded-linux-x64@1.108.2";
 
-/// How long a download may take, in seconds.
-const DOWNLOAD: &str = "300";
+/// How long a download may take, and a question to the Engine, in seconds.
+const DOWNLOAD: u32 = 300;
+const ANSWERS: u32 = 30;
 
 /// A function, ready to be deployed and to be run bare.
 pub(crate) struct Program {
@@ -98,7 +99,10 @@ impl Program {
 /// The first of these images that the Engine has.
 fn present(images: &[String]) -> Result<String> {
     let there = |image: &&String| {
-        Command::new("docker").args(["image", "inspect", image]).output().is_ok_and(|output| output.status.success())
+        bounded(ANSWERS, "docker")
+            .args(["image", "inspect", image])
+            .output()
+            .is_ok_and(|output| output.status.success())
     };
     images.iter().find(there).cloned().with_context(|| format!("none of {images:?} is there: run `script/images`"))
 }
@@ -108,8 +112,8 @@ fn npm_unpack(package: &str, into: &Path) -> Result<()> {
     let runtimes = Runtimes::load(None)?;
     let image = present(&runtimes.get(&"node".parse()?).context("no runtime `node`")?.run.images)?;
     let authorities = Path::new("/etc/ssl/certs/ca-certificates.crt");
-    let mut command = Command::new("timeout");
-    command.args([DOWNLOAD, "docker", "run", "--rm", "-v"]).arg(format!("{}:/out", into.display()));
+    let mut command = bounded(DOWNLOAD, "docker");
+    command.args(["run", "--rm", "-v"]).arg(format!("{}:/out", into.display()));
     if authorities.exists() {
         command.arg("-v").arg(format!("{}:/authorities.crt:ro", authorities.display()));
         command.args(["-e", "NODE_EXTRA_CA_CERTS=/authorities.crt"]);

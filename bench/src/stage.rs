@@ -28,23 +28,11 @@ pub(crate) struct Scale {
 }
 
 impl Scale {
-    pub(crate) const WHOLE: Self = Self {
-        rounds: 5,
-        round: Duration::from_secs(4),
-        calls: 500,
-        first_calls: 7,
-        at_once: 200,
-        functions: 10_000,
-    };
+    pub(crate) const WHOLE: Self =
+        Self { rounds: 5, round: Duration::from_secs(4), calls: 500, first_calls: 7, at_once: 200, functions: 10_000 };
 
-    pub(crate) const QUICK: Self = Self {
-        rounds: 3,
-        round: Duration::from_secs(1),
-        calls: 100,
-        first_calls: 3,
-        at_once: 20,
-        functions: 1_000,
-    };
+    pub(crate) const QUICK: Self =
+        Self { rounds: 3, round: Duration::from_secs(1), calls: 100, first_calls: 3, at_once: 20, functions: 1_000 };
 
     /// Calls of a round, of a program that takes tens of milliseconds.
     pub(crate) fn slow_calls(&self) -> usize {

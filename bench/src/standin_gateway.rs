@@ -4,8 +4,8 @@
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -62,7 +62,8 @@ impl Agent {
         let mut command = program(stage, cores, "dartcloud-node-agent", &data_dir, free_address()?, &[]);
         command.env("RUNNER_PATH", stage.program("dartcloud-runner"));
         let process = Child::spawn(command, "agent", &data_dir)?;
-        let dialled = work.recv_timeout(PATIENCE).with_context(|| format!("the agent did not dial: {}", process.said()))?;
+        let dialled =
+            work.recv_timeout(PATIENCE).with_context(|| format!("the agent did not dial: {}", process.said()))?;
         let mut agent = Self { process, connection: Connection::of(dialled)?, spec, _others: work };
         agent.build()?;
         Ok(agent)
@@ -154,7 +155,8 @@ fn answer_calls(stream: UnixStream, served: &Served) -> Result<()> {
             ("PUT", _) => ("201 Created", Vec::new()),
             _ => ("204 No Content", Vec::new()),
         };
-        let length = if status.starts_with("204") { String::new() } else { format!("content-length: {}\r\n", body.len()) };
+        let length =
+            if status.starts_with("204") { String::new() } else { format!("content-length: {}\r\n", body.len()) };
         writer.write_all(format!("HTTP/1.1 {status}\r\n{length}\r\n").as_bytes())?;
         writer.write_all(&body)?;
     }

@@ -115,8 +115,10 @@ async fn link(socket: &Path) -> Result<()> {
         }
     });
     let control = control.await.context("no gateway at the link socket")?;
-    let mut frames = Framed::new(control, LengthDelimitedCodec::builder().max_frame_length(MAX_FRAME_BYTES).new_codec());
-    let register = AgentMessage::Register { name: "standin".into(), max_connections: CONNECTIONS.1, deployments: vec![] };
+    let mut frames =
+        Framed::new(control, LengthDelimitedCodec::builder().max_frame_length(MAX_FRAME_BYTES).new_codec());
+    let register =
+        AgentMessage::Register { name: "standin".into(), max_connections: CONNECTIONS.1, deployments: vec![] };
     frames.send(Bytes::from(serde_json::to_vec(&register)?)).await?;
     let opened = Rc::new(std::cell::Cell::new(0));
     let open = |count: u32| {

@@ -32,10 +32,10 @@ pub(super) fn measure(stage: &Stage) -> Result<Vec<Row>> {
         "F4",
         "Dart AOT by the file contract: p50",
         format!(
-            "Dart Sass (npm: sass-embedded-linux-x64 1.108.2) compiles a rule; a few lines of shell start it and write the \
-             result, on both sides. Ours: a POST to a private function through gateway and agent, warm, back to back. \
-             Theirs: the same script spawned by bench/bare.c inside one long-lived container of {} without seccomp, memory \
-             or CPU limits.",
+            "Dart Sass (npm: sass-embedded-linux-x64 1.108.2) compiles a rule; a few lines of shell start it and \
+             write the result, on both sides. Ours: a POST to a private function through gateway and agent, warm, \
+             back to back. Theirs: the same script spawned by bench/bare.c inside one long-lived container of {} \
+             without seccomp, memory or CPU limits.",
             program.image
         ),
         (Side::p50("gateway and agent", &ours), Side::p50("bare program", &theirs)),

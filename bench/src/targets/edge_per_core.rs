@@ -24,21 +24,19 @@ pub(super) fn measure(stage: &Stage) -> Result<Vec<Row>> {
     // Once each, not counted: connections are dialled, memory is touched.
     round(&ours, platform.gateway())?;
     round(&theirs, nginx.id())?;
-    let (ours, theirs) = interleave(
-        stage.scale.rounds,
-        || round(&ours, platform.gateway()),
-        || round(&theirs, nginx.id()),
-    )?;
+    let (ours, theirs) =
+        interleave(stage.scale.rounds, || round(&ours, platform.gateway()), || round(&theirs, nginx.id()))?;
     let rate = |side: &[crate::load::Sample]| Side::per_second("", side).median;
     let seen = format!("served meanwhile: {:.0} req/s by ours, {:.0} by nginx", rate(&ours), rate(&theirs));
     let row = Row::ratio(
         "P1",
         "edge: requests per core",
-        "A GET of a private function over 32 kept connections. Ours: dartcloud-gateway with one edge thread checks the \
-         JWT (HS256), counts the rate, routes, counts the function's concurrency, gives a request id, and forwards over \
-         a link connection to a stand-in node. Theirs: nginx, one worker, proxy_pass with kept connections to the same \
-         stand-in over a Unix socket, no log, the same request bytes. Both on the same core in turn, load and stand-in \
-         on others. Requests per core is requests by the CPU time of the proxy's processes.",
+        "A GET of a private function over 32 kept connections. Ours: dartcloud-gateway with one edge thread checks \
+         the JWT (HS256), counts the rate, routes, counts the function's concurrency, gives a request id, and \
+         forwards over a link connection to a stand-in node. Theirs: nginx, one worker, proxy_pass with kept \
+         connections to the same stand-in over a Unix socket, no log, the same request bytes. Both on the same \
+         core in turn, load and stand-in on others. Requests per core is requests by the CPU time of the proxy's \
+         processes.",
         (Side::per_core("gateway", &ours), Side::per_core("nginx", &theirs)),
         Bound::AtLeast(1.0),
     );

@@ -17,9 +17,9 @@ use crate::stats::Latencies;
 /// Calls before the first that counts.
 const WARM_UP: usize = 50;
 
-const COMPARED: &str = "A native no-op (bench/noop.c) that reads /request.json and writes /result.json, warm, one call \
-    after the other. Theirs: bench/bare.c writes the request, spawns the same program, waits, reads the result; files in \
-    memory, no sandbox, no network, no record.";
+const COMPARED: &str = "A native no-op (bench/noop.c) that reads /request.json and writes /result.json, warm, one \
+    call after the other. Theirs: bench/bare.c writes the request, spawns the same program, waits, reads the \
+    result; files in memory, no sandbox, no network, no record.";
 
 pub(super) fn measure(stage: &Stage) -> Result<Vec<Row>> {
     Ok(vec![at_the_agent(stage)?, through_the_gateway(stage)?])
@@ -45,8 +45,8 @@ fn at_the_agent(stage: &Stage) -> Result<Row> {
         "F1",
         "file contract at the agent: p50",
         format!(
-            "{COMPARED} Ours: over one work connection of the link, on which the benchmark is the gateway; records are \
-             written and taken by the benchmark. Nothing is pinned but the benchmark."
+            "{COMPARED} Ours: over one work connection of the link, on which the benchmark is the gateway; records \
+             are written and taken by the benchmark. Nothing is pinned but the benchmark."
         ),
         (ours, Side::p50("bare loop", &theirs)),
         Bound::AtMost(2.5),
@@ -74,8 +74,9 @@ fn through_the_gateway(stage: &Stage) -> Result<Row> {
         "F1",
         "file contract through the gateway: p50",
         format!(
-            "{COMPARED} Ours: a POST of a small JSON body to a private function on one kept connection, through gateway \
-             and agent as two programs, JWT and all; records go to SQLite. Nothing is pinned but the benchmark."
+            "{COMPARED} Ours: a POST of a small JSON body to a private function on one kept connection, through \
+             gateway and agent as two programs, JWT and all; records go to SQLite. Nothing is pinned but the \
+             benchmark."
         ),
         (ours, Side::p50("bare loop", &theirs)),
         Bound::AtMost(4.0),

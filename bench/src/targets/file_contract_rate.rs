@@ -24,14 +24,14 @@ pub(super) fn measure(stage: &Stage) -> Result<Vec<Row>> {
     let mut bare = Bare::here(stage, &stage.cores.two, &program.folder.join("main"))?;
     let round = || closed(&call, CONNECTIONS, stage.scale.round, &platform.both());
     round()?;
-    let (ours, theirs) =
-        interleave(stage.scale.rounds, round, || bare.per_second(stage.scale.round, THREADS))?;
+    let (ours, theirs) = interleave(stage.scale.rounds, round, || bare.per_second(stage.scale.round, THREADS))?;
     let row = Row::ratio(
         "F2",
         "file contract on two cores: calls a second",
-        "The native no-op, warm. Ours: 8 kept connections through gateway and agent, both on two cores; CPU a request is \
-         theirs, without the sandboxes'. Theirs: bench/bare.c with two threads on the same two cores. The Engine may put \
-         sandboxes on any core, and on a machine of two cores the load shares them, at our cost.",
+        "The native no-op, warm. Ours: 8 kept connections through gateway and agent, both on two cores; CPU a \
+         request is theirs, without the sandboxes'. Theirs: bench/bare.c with two threads on the same two cores. \
+         The Engine may put sandboxes on any core, and on a machine of two cores the load shares them, at our \
+         cost.",
         (Side::per_second("gateway and agent", &ours), Side::new("bare loop", "calls/s", theirs)),
         Bound::AtLeast(0.5),
     );

@@ -14,8 +14,8 @@ use crate::report::{Bound, Row, Side};
 use crate::stage::{Stage, interleave};
 use crate::stats::Latencies;
 
-const COMPARED: &str = "The first call ever of a function that has no sandbox, on a kept connection, when the node's pool \
-    has come to rest; a function for each call. ";
+const COMPARED: &str = "The first call ever of a function that has no sandbox, on a kept connection, when the \
+    node's pool has come to rest; a function for each call. ";
 
 pub(super) fn measure(stage: &Stage) -> Result<Vec<Row>> {
     let platform = Platform::whole(stage, &[])?;
@@ -38,8 +38,8 @@ fn against_docker(stage: &Stage, platform: &Platform, program: &Program, bound: 
         "C1",
         format!("{}: first call / docker run", program.language),
         format!(
-            "{COMPARED}Theirs: `docker run --rm --network none` of the same program in {}, from the start of the command \
-             to its end, in turn with ours.",
+            "{COMPARED}Theirs: `docker run --rm --network none` of the same program in {}, from the start of the \
+             command to its end, in turn with ours.",
             program.image
         ),
         sides.clone(),
@@ -91,13 +91,14 @@ pub(super) fn first_calls(name: &str, times: &[Duration]) -> Side {
 fn against_bare(stage: &Stage, program: &Program, ours: Side) -> Result<Row> {
     let mut bare = Bare::in_container(stage, program)?;
     bare.calls(1, Duration::ZERO)?;
-    let rounds = (0..stage.scale.rounds).map(|_| bare.calls(stage.scale.slow_calls(), Duration::ZERO).map(Latencies::new));
+    let rounds =
+        (0..stage.scale.rounds).map(|_| bare.calls(stage.scale.slow_calls(), Duration::ZERO).map(Latencies::new));
     let theirs = Side::p50("bare interpreter", &rounds.collect::<Result<Vec<_>>>()?);
     Ok(Row::ratio(
         "C1",
         format!("{}: first call / bare start", program.language),
         format!(
-            "{COMPARED}Theirs: `{}` spawned by bench/bare.c inside one long-lived container of {}, as in F3, right after.",
+            "{COMPARED}Theirs: `{}` spawned by bench/bare.c inside one long-lived container of {}, as in F3.",
             program.command.join(" "),
             program.image
         ),

@@ -41,10 +41,10 @@ pub(super) fn measure(stage: &Stage) -> Result<Vec<Row>> {
         "C3",
         format!("{count} functions at once, all cold"),
         format!(
-            "{count} different native functions without a sandbox, each called once on a connection of its own in the same \
-             moment, until the last answer, when the node's pool has come to rest; {MEMORY_MB} MiB each. Theirs: the median of {} \
-             `docker run --rm --network none` of the same program, one after the other. One round: each function has only \
-             one first call.",
+            "{count} different native functions without a sandbox, each called once on a connection of its own in \
+             the same moment, until the last answer, when the node's pool has come to rest; {MEMORY_MB} MiB each. \
+             Theirs: the median of {} `docker run --rm --network none` of the same program, one after the other. \
+             One round: each function has only one first call.",
             containers.len()
         ),
         (ours, theirs),

@@ -52,10 +52,10 @@ fn one(
         "F3",
         format!("{} by the file contract, {manner}: p50", program.language),
         format!(
-            "A script that reads the request as JSON and writes a small result, one call at a time, {manner}. Ours: a POST \
-             to a private function through gateway and agent, warm. Theirs: `{}` of the same file, spawned by \
-             bench/bare.c inside one long-lived container of the same image ({}) without seccomp, memory or CPU limits, so \
-             that Docker costs nothing; the same environment, exchange files in memory.",
+            "A script that reads the request as JSON and writes a small result, one call at a time, {manner}. \
+             Ours: a POST to a private function through gateway and agent, warm. Theirs: `{}` of the same file, \
+             spawned by bench/bare.c inside one long-lived container of the same image ({}) without seccomp, \
+             memory or CPU limits, so that Docker costs nothing; the same environment, exchange files in memory.",
             program.command.join(" "),
             program.image
         ),

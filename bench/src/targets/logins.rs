@@ -53,9 +53,9 @@ pub(super) fn measure(stage: &Stage) -> Result<Vec<Row>> {
         "A1",
         "p99 of calls during logins / without",
         format!(
-            "{RATE} calls a second of a native no-op by the file contract, spread evenly, through gateway and agent on all \
-             cores; the p99 of each round. With: {LOGINS} clients that each log in again as soon as they are answered. \
-             Without: nothing else. In turn."
+            "{RATE} calls a second of a native no-op by the file contract, spread evenly, through gateway and \
+             agent on all cores; the p99 of each round. With: {LOGINS} clients that each log in again as soon as \
+             they are answered. Without: nothing else. In turn."
         ),
         (side("with logins", &with), side("without", &without)),
         Bound::AtMost(2.0),

@@ -34,33 +34,29 @@ pub(super) fn measure(stage: &Stage) -> Result<Vec<Row>> {
     let round = |house: &House| closed(&house.call, CONNECTIONS, stage.scale.round, &[house.platform.gateway()]);
     round(&many)?;
     round(&few)?;
-    let (fast, slow): (Vec<Sample>, Vec<Sample>) =
-        interleave(stage.scale.rounds, || round(&many), || round(&few))?;
+    let (fast, slow): (Vec<Sample>, Vec<Sample>) = interleave(stage.scale.rounds, || round(&many), || round(&few))?;
     let resident = |house: &House| resident_mb(house.platform.gateway());
     let (most, least) = (resident(&many)?, resident(&few)?);
-    let each = (most - least) * 1e6 / 1024.0 / (count - FEW) as f64;
+    let each = (most - least) * 1e3 / (count - FEW) as f64;
     Ok(vec![
         Row::ratio(
             "S1",
             format!("requests per core: {count} functions / {FEW}"),
             format!(
-                "Two gateways with one edge thread each, on the same core in turn, with stand-in nodes: a GET of one private \
-                 function as in P1, while {count} or {FEW} functions are deployed."
+                "Two gateways with one edge thread each, on the same core in turn, with stand-in nodes: a GET of \
+                 one private function as in P1, while {count} or {FEW} functions are deployed."
             ),
-            (
-                Side::per_core(format!("{count} functions"), &fast),
-                Side::per_core(format!("{FEW} functions"), &slow),
-            ),
+            (Side::per_core(format!("{count} functions"), &fast), Side::per_core(format!("{FEW} functions"), &slow)),
             Bound::AtLeast(0.97),
         ),
         Row::value(
             "S1",
             "memory of a function in the gateway",
             format!(
-                "VmRSS of the gateway with {count} functions less that with {FEW}, after the same load, by the difference in \
-                 functions. Both were started on a database that held them."
+                "VmRSS of the gateway with {count} functions less that with {FEW}, after the same load, by the \
+                 difference in functions, in KB of 1,000 bytes. Both were started on a database that held them."
             ),
-            Side::new("each function", "KiB", vec![each]),
+            Side::new("each function", "KB", vec![each]),
             Bound::AtMost(4.0),
         )
         .note(format!("{most:.1} MB with {count}, {least:.1} MB with {FEW}")),

@@ -1,4 +1,5 @@
-//! The targets, each in a file that is named after what it measures. A new one is a file and a line in [`ALL`].
+//! The targets, each in a file that is named after what it measures. A new one is a file and a line in [`ALL`]; P3 (the
+//! HTTP contract) and C4 (freezing) come with what they measure.
 
 use anyhow::Result;
 

@@ -25,10 +25,11 @@ pub(super) fn measure(stage: &Stage) -> Result<Vec<Row>> {
     let row = Row::ratio(
         "P2",
         "edge: requests per core, policies on / off",
-        "The same gateway, one thread on a core of its own, a stand-in node, 32 kept connections. On: a private function \
-         with its owner's JWT, which is checked; the rate counts for the user. Off: a public function without a token; \
-         the rate counts for the address. The gate, routing, request id, rate and concurrency cannot be switched off and \
-         are in both; no limit is hit in either. The requests differ by the Authorization header.",
+        "The same gateway, one thread on a core of its own, a stand-in node, 32 kept connections. On: a private \
+         function with its owner's JWT, which is checked; the rate counts for the user. Off: a public function \
+         without a token; the rate counts for the address. The gate, routing, request id, rate and concurrency \
+         cannot be switched off and are in both; no limit is hit in either. The requests differ by the \
+         Authorization header.",
         (Side::per_core("private, JWT", &on), Side::per_core("public", &off)),
         Bound::AtLeast(0.95),
     );

@@ -46,27 +46,31 @@ pub(super) fn measure(stage: &Stage) -> Result<Vec<Row>> {
         Row::value(
             "M1",
             "gateway and agent under load",
-            "VmRSS of dartcloud-gateway and dartcloud-node-agent together while 32 connections call a native no-op by the \
-             file contract: the highest of each round.",
+            "VmRSS of dartcloud-gateway and dartcloud-node-agent together while 32 connections call a native no-op \
+             by the file contract: the highest of each round.",
             Side::new("resident", "MB", highest),
             Bound::AtMost(32.0),
         ),
         Row::value(
             "M1",
             "runner",
-            "VmRSS of the runner, which is PID 1 of each sandbox, after that load; every sandbox of the node is a round.",
+            "VmRSS of the runner, which is PID 1 of each sandbox, after that load; each sandbox is a round.",
             Side::new("resident", "MB", runner),
             Bound::AtMost(1.0),
         ),
         Row::value(
             "M1",
             "blank or idle sandbox",
-            "What the smallest sandbox of the node is charged by its memory cgroup after that load, page cache and kernel \
-             memory included: a blank one where a pool keeps some, else an idle one of the function.",
+            "What the smallest sandbox of the node is charged by its memory cgroup after that load, page cache and \
+             kernel memory included: a blank one where a pool keeps some, else an idle one of the function.",
             Side::new("charged", "MB", vec![least]),
             Bound::AtMost(3.0),
         )
-        .note(format!("{} sandboxes, up to {:.1} MB", charged.len(), charged.iter().copied().fold(0.0, f64::max))),
+        .note(format!(
+            "{} sandboxes, up to {:.1} MB",
+            charged.len(),
+            charged.iter().copied().fold(0.0, f64::max)
+        )),
     ])
 }
 
