@@ -18,11 +18,6 @@ use crate::stage::Stage;
 const LIVES: u32 = 60;
 const ANSWERS: u32 = 30;
 
-/// How long the pool's containers are watched for a change before it counts as filled, how often, and at most.
-const SETTLED: Duration = Duration::from_millis(1500);
-const LOOK: Duration = Duration::from_millis(100);
-const SETTLES_WITHIN: Duration = Duration::from_secs(60);
-
 /// `docker run --rm --network none` of this program, from the start of the command to its end.
 pub(crate) fn docker_run(stage: &Stage, program: &Program) -> Result<Duration> {
     let exchange = stage.memory()?;
@@ -113,19 +108,4 @@ pub(crate) fn container_pids(label: &str) -> Result<Vec<u32>> {
 fn containers(label: &str) -> Result<Vec<String>> {
     let output = run(bounded(ANSWERS, "docker").args(["ps", "-q", "--filter", &format!("label={label}")]))?;
     Ok(String::from_utf8(output)?.lines().map(str::to_owned).collect())
-}
-
-/// Waits until containers of this label neither come nor go: whatever a pool does in the background is done.
-pub(crate) fn settle(label: &str) -> Result<()> {
-    let deadline = Instant::now() + SETTLES_WITHIN;
-    let (mut seen, mut since) = (containers(label)?, Instant::now());
-    while since.elapsed() < SETTLED {
-        ensure!(Instant::now() < deadline, "sandboxes still came and went after {SETTLES_WITHIN:?}");
-        std::thread::sleep(LOOK);
-        let now = containers(label)?;
-        if now != seen {
-            (seen, since) = (now, Instant::now());
-        }
-    }
-    Ok(())
 }

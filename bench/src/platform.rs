@@ -4,9 +4,9 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 
 use crate::child::{Child, free_address, pinned};
@@ -18,6 +18,14 @@ use crate::stage::Stage;
 
 /// How long a program may take to be ready.
 const READY_WITHIN: Duration = Duration::from_secs(90);
+
+/// How long the pool is watched for a change before it counts as at rest, how often, and at most.
+const AT_REST: Duration = Duration::from_millis(1500);
+const LOOK: Duration = Duration::from_millis(50);
+const RESTS_WITHIN: Duration = Duration::from_secs(300);
+
+/// The agent's count of blank sandboxes.
+const BLANKS: &str = "dartcloud_sandbox_count{state=\"blank\"} ";
 
 /// Signs the tokens of this run's platforms.
 pub(crate) const JWT_SECRET: &str = "the-benchmark-signs-its-tokens-with-this-0123456789";
@@ -37,6 +45,8 @@ pub(crate) struct Platform {
     /// Where the stand-in answers without a gateway.
     pub(crate) upstream: Option<Upstream>,
     pub(crate) data_dir: PathBuf,
+    /// Where the node's metrics are.
+    ops: Address,
     token: String,
     handle: String,
 }
@@ -61,10 +71,11 @@ impl Platform {
     pub(crate) fn on_cores(stage: &Stage, cores: &str, settings: &[(&str, &str)]) -> Result<Self> {
         let data_dir = stage.folder()?;
         let (gateway, address) = gateway(stage, cores, &data_dir, settings)?;
-        let mut agent = program(stage, cores, "dartcloud-node-agent", &data_dir, free_address()?, settings);
+        let ops = free_address()?;
+        let mut agent = program(stage, cores, "dartcloud-node-agent", &data_dir, ops, settings);
         agent.env("RUNNER_PATH", stage.program("dartcloud-runner"));
         let node = Child::spawn(agent, "agent", &data_dir)?;
-        Self::ready(gateway, node, address, None, data_dir)
+        Self::ready(gateway, node, address, None, data_dir, ops)
     }
 
     /// The edge alone: a gateway with one thread on the server's core, and a stand-in node among the load.
@@ -76,7 +87,9 @@ impl Platform {
         standin.arg("node").arg("--link").arg(data_dir.join("link.sock"));
         standin.arg("--socket").arg(&upstream.socket).args(["--address", &upstream.address.to_string()]);
         let node = Child::spawn(standin, "node", &data_dir)?;
-        Self::ready(gateway, node, address, Some(upstream), data_dir)
+        // A stand-in has no metrics, and nobody asks it.
+        let ops = upstream.address;
+        Self::ready(gateway, node, address, Some(upstream), data_dir, ops)
     }
 
     fn ready(
@@ -85,14 +98,16 @@ impl Platform {
         address: SocketAddr,
         upstream: Option<Upstream>,
         data_dir: PathBuf,
+        ops: SocketAddr,
     ) -> Result<Self> {
+        let ops = Address::Tcp(ops);
         let address = Address::Tcp(address);
         let probe = http1::request("GET", "/api/health/ready", &[], b"");
         gateway.wait_until(READY_WITHIN, || {
             Connection::open(&address).and_then(|mut one| one.ask(&probe)).is_ok_and(|answer| answer.status == 200)
         })?;
         let mut platform =
-            Self { node, gateway, address, upstream, data_dir, token: String::new(), handle: String::new() };
+            Self { node, gateway, address, upstream, data_dir, ops, token: String::new(), handle: String::new() };
         let credentials = json!({"email": EMAIL, "password": PASSWORD});
         // Who restarts a gateway on the same data is there already.
         platform.post("/api/auth/register", &credentials, &[201, 409])?;
@@ -171,6 +186,28 @@ impl Platform {
 
     fn aim(&self, request: Vec<u8>) -> Aim {
         Aim::new(self.address.clone(), request)
+    }
+
+    /// Waits until the node has at least so many blank sandboxes and their number stands still.
+    pub(crate) fn settle(&self, blanks: usize) -> Result<()> {
+        let deadline = Instant::now() + RESTS_WITHIN;
+        let (mut seen, mut since) = (self.blanks()?, Instant::now());
+        while seen < blanks || since.elapsed() < AT_REST {
+            ensure!(Instant::now() < deadline, "{seen} of {blanks} blank sandboxes after {RESTS_WITHIN:?}");
+            std::thread::sleep(LOOK);
+            let now = self.blanks()?;
+            if now != seen {
+                (seen, since) = (now, Instant::now());
+            }
+        }
+        Ok(())
+    }
+
+    fn blanks(&self) -> Result<usize> {
+        let answer = Connection::open(&self.ops)?.ask(&http1::request("GET", "/metrics", &[], b""))?;
+        let text = String::from_utf8(answer.body)?;
+        let value = text.lines().find_map(|line| line.strip_prefix(BLANKS)).context("no count of blank sandboxes")?;
+        Ok(value.trim().parse()?)
     }
 
     /// The node's id, which its containers bear as a label.

@@ -6,13 +6,16 @@ use anyhow::{Context as _, Result};
 use serde_json::json;
 
 use crate::bare::Bare;
-use crate::engine::{docker_run, settle};
+use crate::engine::docker_run;
 use crate::http1::Connection;
 use crate::platform::Platform;
 use crate::program::Program;
 use crate::report::{Bound, Row, Side};
 use crate::stage::{Stage, interleave};
 use crate::stats::Latencies;
+
+/// Blank sandboxes that the node keeps by default: two for each of the images of Debian, Python and Node.js.
+const BLANKS: usize = 6;
 
 const COMPARED: &str = "The first call ever of a function that has no sandbox, on a kept connection, when the \
     node's pool has come to rest; a function for each call. ";
@@ -50,7 +53,7 @@ fn against_docker(stage: &Stage, platform: &Platform, program: &Program, bound: 
 
 /// A first call and a `docker run` in turn.
 fn both_sides(stage: &Stage, platform: &Platform, program: &Program) -> Result<(Vec<Duration>, Vec<Duration>)> {
-    let mut cold = Cold::deploy(platform, program, stage.scale.first_calls + 1)?;
+    let mut cold = Cold::deploy(platform, program, stage.scale.first_calls + 1, BLANKS)?;
     // Once each, not counted: files come from the disk.
     cold.first_call()?;
     docker_run(stage, program)?;
@@ -60,24 +63,24 @@ fn both_sides(stage: &Stage, platform: &Platform, program: &Program) -> Result<(
 /// Functions that nobody has called.
 pub(super) struct Cold<'a> {
     platform: &'a Platform,
-    label: String,
+    blanks: usize,
     names: std::vec::IntoIter<String>,
 }
 
 impl<'a> Cold<'a> {
-    /// Deploys `count` of the same program.
-    pub(super) fn deploy(platform: &'a Platform, program: &Program, count: usize) -> Result<Self> {
+    /// Deploys `count` of the same program; the node keeps at least so many blanks.
+    pub(super) fn deploy(platform: &'a Platform, program: &Program, count: usize, blanks: usize) -> Result<Self> {
         let archive = program.archive()?;
         let names: Vec<_> = (0..count).map(|number| format!("{}-{number}", program.slug())).collect();
         for name in &names {
             platform.upload(name, &archive, &json!({}))?;
         }
-        Ok(Self { platform, label: platform.node_label()?, names: names.into_iter() })
+        Ok(Self { platform, blanks, names: names.into_iter() })
     }
 
     /// Calls the next one, when the node's pool has come to rest.
     pub(super) fn first_call(&mut self) -> Result<Duration> {
-        settle(&self.label)?;
+        self.platform.settle(self.blanks)?;
         let call = self.platform.call(&self.names.next().context("all were called")?);
         call.once(&mut Connection::open(&call.address)?)
     }

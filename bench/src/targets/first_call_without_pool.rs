@@ -12,7 +12,7 @@ use crate::stage::{Stage, interleave};
 pub(super) fn measure(stage: &Stage) -> Result<Vec<Row>> {
     let platform = Platform::whole(stage, &[("SANDBOX_BLANKS", "0")])?;
     let program = Program::native(stage)?;
-    let mut cold = Cold::deploy(&platform, &program, stage.scale.first_calls + 1)?;
+    let mut cold = Cold::deploy(&platform, &program, stage.scale.first_calls + 1, 0)?;
     let mut engine = Engine::connect()?;
     cold.first_call()?;
     engine.run(stage, &program)?;

@@ -1,6 +1,7 @@
 //! C3: many different functions, none with a sandbox, called in the same moment, against one `docker run` after the
 //! other.
 
+use std::path::PathBuf;
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
@@ -8,7 +9,7 @@ use anyhow::{Result, ensure};
 use serde_json::json;
 
 use super::first_call::first_calls;
-use crate::engine::{docker_run, settle};
+use crate::engine::docker_run;
 use crate::http1::Connection;
 use crate::platform::Platform;
 use crate::program::Program;
@@ -18,10 +19,31 @@ use crate::stage::Stage;
 /// Memory of each function, in MiB, so that all fit.
 const MEMORY_MB: u32 = 16;
 
+/// Runtimes other than the native one, for which nothing is kept ready.
+const OTHERS: [&str; 2] = ["python", "node"];
+
+/// What stands in their place.
+const ABSENT: &str = r#"
+priority = 99
+detect = [["absent"]]
+entrypoints = ["absent"]
+[run]
+images = ["dartcloud/absent"]
+command = ["absent"]
+"#;
+
 pub(super) fn measure(stage: &Stage) -> Result<Vec<Row>> {
     let count = stage.scale.at_once;
-    let memory = (count * MEMORY_MB as usize * 2).to_string();
-    let platform = Platform::whole(stage, &[("SANDBOX_MEMORY_MB", &memory)])?;
+    let (blanks, memory) = (count.to_string(), (count * MEMORY_MB as usize * 2).to_string());
+    let runtimes = only_native(stage)?.display().to_string();
+    let settings = [
+        ("SANDBOX_BLANKS", &*blanks),
+        ("SANDBOX_BLANKS_MB", &memory),
+        ("SANDBOX_MEMORY_MB", &memory),
+        ("SANDBOX_BLANK_MEMORY_MB", "16"),
+        ("RUNTIMES_DIR", &runtimes),
+    ];
+    let platform = Platform::whole(stage, &settings)?;
     let program = Program::native(stage)?;
     let archive = program.archive()?;
     for number in 0..count {
@@ -29,7 +51,7 @@ pub(super) fn measure(stage: &Stage) -> Result<Vec<Row>> {
     }
     let containers = (0..stage.scale.first_calls).map(|_| docker_run(stage, &program));
     let containers = containers.collect::<Result<Vec<_>>>()?;
-    settle(&platform.node_label()?)?;
+    platform.settle(count)?;
     let (elapsed, times) = all_at_once(&platform, count)?;
     let one = median_of(&containers);
     let ours = Side {
@@ -41,8 +63,9 @@ pub(super) fn measure(stage: &Stage) -> Result<Vec<Row>> {
         "C3",
         format!("{count} functions at once, all cold"),
         format!(
-            "{count} different native functions without a sandbox, each called once on a connection of its own in \
-             the same moment, until the last answer, when the node's pool has come to rest; {MEMORY_MB} MiB each. \
+            "{count} different native functions without a sandbox, {MEMORY_MB} MiB each, called once each on a \
+             connection of its own in the same moment, until the last answer. The node has that many blank \
+             sandboxes of native functions ready (SANDBOX_BLANKS), of others none. \
              Theirs: the median of {} `docker run --rm --network none` of the same program, one after the other. \
              One round: each function has only one first call.",
             containers.len()
@@ -56,6 +79,15 @@ pub(super) fn measure(stage: &Stage) -> Result<Vec<Row>> {
         elapsed.as_secs_f64() * 1e3,
         times.at(0.5) / 1e3,
     ))])
+}
+
+/// Runtimes that have no blanks but native ones: the other images are not there.
+fn only_native(stage: &Stage) -> Result<PathBuf> {
+    let folder = stage.folder()?;
+    for name in OTHERS {
+        std::fs::write(folder.join(format!("{name}.toml")), ABSENT)?;
+    }
+    Ok(folder)
 }
 
 fn all_at_once(platform: &Platform, count: usize) -> Result<(Duration, crate::stats::Latencies)> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use serde_json::json;
 
-use crate::engine::{container_pids, settle};
+use crate::engine::container_pids;
 use crate::load::closed;
 use crate::machine::{cgroup_mb, resident_mb};
 use crate::platform::Platform;
@@ -37,7 +37,7 @@ pub(super) fn measure(stage: &Stage) -> Result<Vec<Row>> {
         highest.push(seen);
     }
     let label = platform.node_label()?;
-    settle(&label)?;
+    platform.settle(0)?;
     let runners = container_pids(&label)?;
     let runner = runners.iter().map(|pid| resident_mb(*pid)).collect::<Result<Vec<_>>>()?;
     let charged = runners.iter().map(|pid| cgroup_mb(*pid)).collect::<Result<Vec<_>>>()?;
