@@ -104,7 +104,7 @@ pub(crate) fn overview(report: &Report) -> String {
     svg
 }
 
-/// Each round a dot, the median a bar.
+/// Each round a dot, the median a bar, or a mark where the axis is logarithmic.
 pub(crate) fn rounds(row: &Row) -> String {
     const LINE: f64 = 40.0;
     let sides: Vec<&Side> = [Some(&row.ours), row.theirs.as_ref()].into_iter().flatten().collect();
@@ -126,17 +126,18 @@ pub(crate) fn rounds(row: &Row) -> String {
     for (place, side) in sides.iter().enumerate() {
         let class = if place == 0 { "ours" } else { "theirs" };
         let y = 6.0 + LINE * place as f64 + LINE / 2.0;
-        let (start, middle) = (axis.start, axis.at(side.median));
-        let width = (middle - start).max(1.0);
+        let middle = axis.at(side.median);
+        // A bar has to begin at zero, which a logarithmic axis does not have: there a mark stands for the median.
+        let (left, width) = if is_log { (middle - 2.0, 4.0) } else { (axis.start, (middle - axis.start).max(1.0)) };
         let _ = write!(
             svg,
-            r#"<rect class="{class} bar" x="{start}" y="{:.1}" width="{width:.1}" height="16" rx="2"/>"#,
+            r#"<rect class="{class} bar" x="{left:.1}" y="{:.1}" width="{width:.1}" height="16" rx="2"/>"#,
             y - 8.0
         );
         for value in side.rounds.iter().filter(|value| value.is_finite()) {
             let _ = write!(svg, r#"<circle class="{class}" cx="{:.1}" cy="{y:.1}" r="4"/>"#, axis.at(*value));
         }
-        text(&mut svg, start - 12.0, y + 4.0, "end", "", &side.name);
+        text(&mut svg, axis.start - 12.0, y + 4.0, "end", "", &side.name);
         text(&mut svg, WIDTH, y + 4.0, "end", class, &quantity(side.median, side.unit));
     }
     svg.push_str("</svg>");

@@ -17,8 +17,8 @@ use crate::stats::Latencies;
 /// Blank sandboxes that the node keeps by default: two for each of the images of Debian, Python and Node.js.
 const BLANKS: usize = 6;
 
-const COMPARED: &str = "The first call ever of a function that has no sandbox, on a kept connection, when the \
-    node's pool has come to rest; a function for each call. ";
+const COMPARED: &str = "The first call ever of a function that has no sandbox, on a connection that is open, when the \
+    node's pool is full and at rest; a function for each call. ";
 
 pub(super) fn measure(stage: &Stage) -> Result<Vec<Row>> {
     let platform = Platform::whole(stage, &[])?;

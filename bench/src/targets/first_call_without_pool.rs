@@ -24,7 +24,7 @@ pub(super) fn measure(stage: &Stage) -> Result<Vec<Row>> {
         "C2",
         "native, empty pool: first call / raw API",
         format!(
-            "The first call ever of a function that has no sandbox, with SANDBOX_BLANKS=0, on a kept connection; a \
+            "The first call ever of a function that has no sandbox, with SANDBOX_BLANKS=0, on an open connection; a \
              function for each call. Theirs: create, start, wait and remove of a container of {} that runs the \
              same program, --network none, by the Engine's API on its Unix socket, in turn with ours.",
             program.image
