@@ -14,14 +14,14 @@ use crate::report::{Bound, Row, Side};
 use crate::stage::{Stage, interleave};
 use crate::stats::Latencies;
 
-/// Blank sandboxes that the node keeps by default: two for each of the images of Debian, Python and Node.js.
+/// Blank sandboxes that the node keeps: two for each of the images of Debian, Python and Node.js.
 const BLANKS: usize = 6;
 
 const COMPARED: &str = "The first call ever of a function that has no sandbox, on a connection that is open, when the \
     node's pool is full and at rest; a function for each call. ";
 
 pub(super) fn measure(stage: &Stage) -> Result<Vec<Row>> {
-    let platform = Platform::whole(stage, &[])?;
+    let platform = Platform::whole(stage, &[("SANDBOX_BLANKS", "2")])?;
     let mut rows = Vec::new();
     for (program, bound) in [(Program::native(stage)?, 0.01), (Program::dart(stage)?, 0.05)] {
         rows.push(against_docker(stage, &platform, &program, Bound::AtMost(bound))?.0);
