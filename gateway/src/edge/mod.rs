@@ -33,6 +33,7 @@ mod receipt;
 pub(crate) mod routes;
 mod seats;
 pub(crate) mod stopwatch;
+mod verified;
 
 use body::{AnswerBody, ClientBody};
 use body_room::BodyRoom;
