@@ -5,6 +5,7 @@
 
 pub mod archive;
 pub mod base64;
+pub mod descriptors;
 pub mod digest;
 pub mod error;
 pub mod function;
@@ -16,4 +17,5 @@ pub mod ops;
 pub mod protocol;
 pub mod runtime;
 pub mod settings;
+pub mod stream;
 pub mod telemetry;

@@ -2,6 +2,7 @@
 //! needs root, the Engine, the image `local/debian:bookworm`, and the static runner in `RUNNER_PATH`.
 
 use std::collections::{BTreeMap, HashMap};
+use std::convert::Infallible;
 use std::process::Command;
 use std::sync::Mutex;
 
@@ -12,6 +13,7 @@ use common::ids::FunctionId;
 use common::invocation::{Outcome, Record};
 use common::protocol::{BuildEvent, DEPLOYMENT, FORM, FORM_ENVELOPE, FORM_HTTP, GatewayMessage, Kind, OUTCOME, TIMING};
 use http::Method;
+use http_body_util::Full;
 use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
@@ -89,6 +91,7 @@ impl Kept {
             archive_root: None,
             limits: Limits { timeout_ms: 1500, memory_mb: 32, concurrency: 4 },
             env: BTreeMap::from([("GREETING".to_owned(), "hello".to_owned())]),
+            contract: common::function::Contract::File,
             egress: false,
         };
         self.deployments.lock().unwrap().insert(spec.deployment, spec.clone());

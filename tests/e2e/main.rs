@@ -20,7 +20,9 @@ mod platform;
 mod real_programs;
 mod records;
 mod sandbox_settings;
+mod servers;
 mod two_processes;
+mod websocket;
 
 /// The platform of all tests that do not stop theirs; each registers users of its own.
 async fn shared() -> Result<&'static Platform> {

@@ -10,8 +10,10 @@ use std::time::Duration;
 
 use common::error::{Chain, Code, PublicError};
 use common::protocol::{DEPLOYMENT, FORM, INVOCATION, ORDER, ORDER_INVOKE};
+use common::stream::{name_websocket, names_websocket};
+use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::request::Parts;
-use http::{HeaderName, HeaderValue, Request, Response, Uri, Version};
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode, Uri, Version};
 use http_body_util::{BodyExt as _, Either};
 use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
@@ -21,11 +23,12 @@ use tokio_util::task::TaskTracker;
 use super::body::{ClientBody, Cut, NodeBody};
 use super::limits::Permit;
 use super::routes::Route;
+use super::stream::Streaming;
 use crate::fleet::Fleet;
 use crate::fleet::stock::{Lease, NodeLink, Payload};
 
 /// How long a node may take to have a sandbox ready, on top of the function's own time.
-const START_ALLOWANCE: Duration = Duration::from_secs(60);
+pub(crate) const START_ALLOWANCE: Duration = Duration::from_secs(60);
 
 /// How long a client may take to send the body of a call.
 pub(crate) const UPLOAD_DEADLINE: Duration = Duration::from_secs(120);
@@ -49,6 +52,8 @@ pub(crate) struct Invocation {
     pub(crate) form: &'static str,
     pub(crate) id: HeaderValue,
     pub(crate) permit: Permit,
+    /// Set where the function is a server.
+    pub(crate) streaming: Option<Streaming>,
 }
 
 type Sent = Result<Response<Incoming>, TrySendError<Request<Payload>>>;
@@ -63,21 +68,27 @@ pub(crate) async fn forward(
     link: &Arc<NodeLink>,
     call: Invocation,
 ) -> Result<Response<NodeBody>, PublicError> {
-    let Invocation { route, parts, body, target, form, id, permit } = call;
-    let deadline = Instant::now() + route.timeout + START_ALLOWANCE + UPLOAD_DEADLINE;
+    let Invocation { route, mut parts, body, target, form, id, permit, streaming } = call;
+    let time = streaming.as_ref().map_or(route.timeout + START_ALLOWANCE, Streaming::until_head);
+    let deadline = Instant::now() + time + UPLOAD_DEADLINE;
     let mut permit = Some(permit);
+    if let Some(streaming) = &streaming {
+        name_again(&mut parts, &body, streaming);
+    }
+    let patient = streaming.is_none();
     let mut request = order(&route, parts, body, target, form, id);
     for _ in 0..ATTEMPTS {
         let Some(mut lease) = fleet.connection(link).await else {
             return Err(PublicError::new(Code::NoNode, "no node can take the call now: try again in a moment"));
         };
         let answer = Box::pin(lease.sender.try_send_request(request));
-        let flight = Flight { answer: Some(answer), lease: Some(lease), permit: permit.take(), deadline, tasks };
+        let flight =
+            Flight { answer: Some(answer), lease: Some(lease), permit: permit.take(), deadline, patient, tasks };
         let Ok((sent, lease, kept)) = timeout_at(deadline, flight).await else {
             return Err(PublicError::new(Code::NodeLost, "the node did not answer in time; the call may have run"));
         };
         match sent {
-            Ok(answer) => return Ok(answer.map(|body| NodeBody::new(body, lease))),
+            Ok(answer) => return arrived(answer, lease, kept, streaming, tasks),
             Err(mut error) => {
                 if let Some(unsent) = error.take_message() {
                     permit = kept;
@@ -89,6 +100,43 @@ pub(crate) async fn forward(
         }
     }
     Err(PublicError::new(Code::NoNode, "no connection to the node holds: try again in a moment"))
+}
+
+/// The answer's head is here. A process has ended by then; a server's call goes on.
+fn arrived(
+    mut answer: Response<Incoming>,
+    lease: Lease,
+    permit: Option<Permit>,
+    streaming: Option<Streaming>,
+    tasks: &TaskTracker,
+) -> Result<Response<NodeBody>, PublicError> {
+    let switches = answer.status() == StatusCode::SWITCHING_PROTOCOLS;
+    let Some(mut streaming) = streaming else {
+        return if switches { Err(unasked()) } else { Ok(answer.map(|body| NodeBody::new(body, lease, None))) };
+    };
+    if switches {
+        let client = streaming.upgrade.take().filter(|_| names_websocket(answer.headers())).ok_or_else(unasked)?;
+        let node = hyper::upgrade::on(&mut answer);
+        streaming.carry(tasks, client, node, permit);
+        return Ok(answer.map(|body| NodeBody::new(body, lease, None)));
+    }
+    let watch = streaming.watch(permit);
+    Ok(answer.map(|body| NodeBody::new(body, lease, Some(watch))))
+}
+
+/// The agent lets no such answer through.
+fn unasked() -> PublicError {
+    PublicError::new(Code::NodeLost, "the node went over to a protocol that nobody asked for")
+}
+
+/// Says on the link what the gate took off, because it was of the client's connection only.
+fn name_again(parts: &mut Parts, body: &ClientBody, streaming: &Streaming) {
+    if streaming.upgrade.is_some() {
+        name_websocket(&mut parts.headers);
+    } else if body.is_of_unknown_length() && !parts.headers.contains_key(CONTENT_LENGTH) {
+        // hyper alone would take a GET's body for none.
+        parts.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
 }
 
 fn order(
@@ -121,13 +169,16 @@ fn explain(error: &hyper::Error) -> PublicError {
     PublicError::new(Code::NodeLost, "the node went away during the call, which may have run")
 }
 
-/// A call under way. When the client goes away in the middle, the call is still waited for: it runs to its end,
-/// holds its place in the function's concurrency until then, and the connection is not wasted.
+/// A call under way. When the client goes away in the middle, a process is still waited for: it runs to its end,
+/// holds its place in the function's concurrency until then, and the connection is not wasted. A server is told at once,
+/// by the connection's end.
 struct Flight<'a> {
     answer: Option<Pin<Box<dyn Future<Output = Sent> + Send>>>,
     lease: Option<Lease>,
     permit: Option<Permit>,
     deadline: Instant,
+    /// Whether the call is waited for when its client is gone.
+    patient: bool,
     tasks: &'a TaskTracker,
 }
 
@@ -146,6 +197,9 @@ impl Future for Flight<'_> {
 impl Drop for Flight<'_> {
     fn drop(&mut self) {
         let (Some(answer), Some(lease)) = (self.answer.take(), self.lease.take()) else { return };
+        if !self.patient {
+            return;
+        }
         let (permit, deadline) = (self.permit.take(), self.deadline);
         // At the end of the runtime there is nobody to wait.
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };

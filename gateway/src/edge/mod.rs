@@ -13,6 +13,8 @@ use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, Request, Response, Uri};
 use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use tokio::sync::Notify;
 use tokio_util::task::TaskTracker;
 
 use crate::fleet::Fleet;
@@ -28,6 +30,7 @@ pub(crate) mod listener;
 pub(crate) mod placement;
 mod receipt;
 pub(crate) mod routes;
+pub(crate) mod stream;
 
 use body::{AnswerBody, ClientBody};
 use control_call::ControlCalls;
@@ -36,6 +39,7 @@ use identity::{Denied, Identity};
 use limits::{Client, Limits};
 use receipt::{Answer, Receipt};
 use routes::{Route, Routes, Target};
+use stream::Streaming;
 
 /// The id of the request, in the extensions of every request of the control API.
 #[derive(Clone, Copy, Debug)]
@@ -63,13 +67,15 @@ pub(crate) struct Edge {
 pub(crate) struct Peer {
     address: IpAddr,
     address_text: HeaderValue,
+    /// Closes the connection, whatever it stands at.
+    pub(crate) cut: Arc<Notify>,
 }
 
 impl Peer {
     pub(crate) fn new(address: IpAddr) -> Self {
         let address = address.to_canonical();
         let address_text = HeaderValue::try_from(address.to_string()).expect("an address is a valid header value");
-        Self { address, address_text }
+        Self { address, address_text, cut: Arc::default() }
     }
 }
 
@@ -78,6 +84,8 @@ struct Call {
     route: Arc<Route>,
     target: Uri,
     form: &'static str,
+    /// Set for a real request to a server.
+    streaming: Option<Streaming>,
     /// Whom the rate counts for.
     client: Client,
 }
@@ -99,9 +107,13 @@ impl Edge {
         let (mut parts, body) = request.into_parts();
         let mut body = ClientBody::new(body, &parts.headers, self.max_request_bytes, forward::UPLOAD_DEADLINE);
         // What can be said of a request before its body is read. A refusal lets the client finish sending first.
+        let upgrade = gate::wants_websocket(&parts);
         let decided = gate::admit(&mut parts, &peer.address_text).and_then(|()| self.decide(peer, &mut parts, receipt));
+        let decided = decided.and_then(|decision| decision.stream(peer, &mut parts, upgrade));
         let decision = match decided {
-            Ok(Decision::Call(_)) if body.is_declared_too_large() => Err(body::too_large(self.max_request_bytes)),
+            Ok(Decision::Call(Call { streaming: None, .. })) if body.is_declared_too_large() => {
+                Err(body::too_large(self.max_request_bytes))
+            }
             decided => decided,
         };
         match decision {
@@ -148,6 +160,7 @@ impl Edge {
                     route: route.clone(),
                     target: target(rest, parts.uri.query()),
                     form: FORM_HTTP,
+                    streaming: None,
                     client: caller.map_or(address, Client::User),
                 }
             }
@@ -158,7 +171,13 @@ impl Edge {
                 }
                 let caller = self.identity.bearer(&parts.headers).map_err(unauthorized)?;
                 let route = self.routes.now().by_key(caller, key).cloned().ok_or_else(not_found)?;
-                Call { route, target: Uri::from_static("/"), form: FORM_ENVELOPE, client: Client::User(caller) }
+                Call {
+                    route,
+                    target: Uri::from_static("/"),
+                    form: FORM_ENVELOPE,
+                    streaming: None,
+                    client: Client::User(caller),
+                }
             }
         };
         self.limits.client(call.client)?;
@@ -194,10 +213,10 @@ impl Edge {
         &self,
         call: Call,
         parts: Parts,
-        body: ClientBody,
+        mut body: ClientBody,
         receipt: &Receipt<'_>,
     ) -> Result<Answer, PublicError> {
-        let Call { route, target, form, .. } = call;
+        let Call { route, target, form, streaming, .. } = call;
         let limit = route.spec.limits.concurrency;
         let Some(permit) = route.admission.admit(limit) else {
             body.discard().await;
@@ -208,8 +227,11 @@ impl Edge {
             body.discard().await;
             return Err(PublicError::new(Code::NoNode, "no node is linked: try again in a moment"));
         };
+        if let Some(streaming) = &streaming {
+            body.stream(streaming.pace().clone());
+        }
         let id = receipt.id_text.clone();
-        let invocation = Invocation { route, parts, body, target, form, id, permit };
+        let invocation = Invocation { route, parts, body, target, form, id, permit, streaming };
         forward::forward(&self.fleet, &self.tasks, &link, invocation).await.map(Answer::Node)
     }
 }
@@ -218,6 +240,26 @@ enum Decision {
     Home,
     Control,
     Call(Call),
+}
+
+impl Decision {
+    /// Gives a real request to a server what it has beyond others. Elsewhere a wish for a WebSocket is ignored.
+    fn stream(
+        mut self,
+        peer: &Peer,
+        parts: &mut Parts,
+        upgrade: Result<bool, PublicError>,
+    ) -> Result<Self, PublicError> {
+        if let Self::Call(call) = &mut self {
+            if call.form == FORM_HTTP {
+                call.streaming = Streaming::of(&call.route.spec, forward::START_ALLOWANCE, &peer.cut);
+            }
+            if let Some(streaming) = &mut call.streaming {
+                streaming.upgrade = if upgrade? { parts.extensions.remove::<OnUpgrade>() } else { None };
+            }
+        }
+        Ok(self)
+    }
 }
 
 fn not_found() -> PublicError {

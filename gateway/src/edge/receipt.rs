@@ -7,6 +7,7 @@ use common::error::{Fault, Form, PublicError};
 use common::ids::InvocationId;
 use common::invocation::Outcome;
 use common::protocol::{OUTCOME, OWN_HEADER_PREFIX, TIMING};
+use common::stream::name_websocket;
 use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
 
@@ -64,7 +65,8 @@ impl<'a> Receipt<'a> {
             Err(error) => self.refusal(&error),
         };
         response.headers_mut().insert(X_REQUEST_ID, self.id_text.clone());
-        if closing {
+        // An upgraded connection carries no other request anyway.
+        if closing && response.status() != StatusCode::SWITCHING_PROTOCOLS {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         let duration = self.started.elapsed();
@@ -75,11 +77,15 @@ impl<'a> Receipt<'a> {
     }
 
     fn node(&self, mut response: Response<NodeBody>) -> (Response<AnswerBody>, Ending) {
+        let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         let headers = response.headers_mut();
         let outcome = headers.get(OUTCOME).and_then(|word| word.to_str().ok()).and_then(Outcome::from_word);
         let timing = self.timing(headers.get(TIMING));
         strip(headers);
         headers.append(SERVER_TIMING, timing);
+        if switches {
+            name_websocket(headers);
+        }
         let ending = match outcome {
             Some(outcome) => match outcome.code() {
                 None => Ending::Success,

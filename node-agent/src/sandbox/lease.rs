@@ -7,6 +7,10 @@ use std::time::Duration;
 use super::Sandboxes;
 use super::function::Function;
 
+mod serving;
+
+pub(crate) use serving::{PORT, Serving, Word, server};
+
 /// How much longer than the function the runner may take: it kills, waits for the dead, and reports.
 const REPORT_LIMIT: Duration = Duration::from_secs(15);
 

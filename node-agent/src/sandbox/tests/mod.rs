@@ -7,6 +7,7 @@ mod blanks;
 mod builds;
 mod calls;
 mod life;
+mod serving;
 mod walls;
 
 use std::os::unix::fs::PermissionsExt;
@@ -90,6 +91,7 @@ impl Node {
             archive_root: None,
             limits: Limits { timeout_ms: 10_000, memory_mb: 64, concurrency: 10 },
             env: [("GREETING".to_owned(), "hello".to_owned())].into(),
+            contract: common::function::Contract::File,
             egress: false,
         };
         (spec, Arc::new(path))
