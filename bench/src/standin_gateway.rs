@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use common::digest::Digest;
-use common::function::{DeploymentSpec, Limits};
+use common::function::{Contract, DeploymentSpec, Limits};
 use common::ids::{DeploymentId, FunctionId, InvocationId};
 use common::protocol::{
     DEPLOYMENT, FORM, FORM_HTTP, GatewayMessage, Hello, INVOCATION, Kind, MAX_HELLO_BYTES, ORDER, ORDER_BUILD,
@@ -53,6 +53,7 @@ impl Agent {
             entrypoint: "main".to_owned(),
             archive: Digest::of(&archive),
             archive_root: None,
+            contract: Contract::File,
             limits: Limits { timeout_ms: 5000, memory_mb: 128, concurrency: 10 },
             env: Default::default(),
             egress: false,

@@ -41,6 +41,7 @@ pub(crate) struct Args {
 /// brings runtimes of its own.
 pub(crate) fn run(mut args: Args) -> Result<()> {
     common::telemetry::init("warn");
+    common::descriptors::raise();
     preflight::check(&args)?;
     let data_dir = &args.shared.place.data_dir;
     account::ensure_jwt_secret(data_dir, &mut args.gateway)?;

@@ -18,6 +18,40 @@ pub enum Access {
     Public,
 }
 
+/// How a function is called; what only one way needs stands with it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Contract {
+    /// A process per call, `/request.json` in and `/result.json` out.
+    #[default]
+    File,
+    /// A server that listens on `$PORT` and takes many calls at once.
+    Http {
+        /// The longest silence of one call, in both directions together, in milliseconds.
+        idle_timeout_ms: u32,
+    },
+}
+
+impl Contract {
+    /// The word in manifests, in the API and in the table of deployments.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::File => "file",
+            Self::Http { .. } => "http",
+        }
+    }
+
+    /// The longest silence of one call, where the contract knows one.
+    #[must_use]
+    pub fn idle_timeout_ms(self) -> Option<u32> {
+        match self {
+            Self::File => None,
+            Self::Http { idle_timeout_ms } => Some(idle_timeout_ms),
+        }
+    }
+}
+
 /// What one invocation may use, after the operator's ceilings were applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -48,6 +82,9 @@ pub struct DeploymentSpec {
     pub archive: Digest,
     /// The single top folder of the archive that is stripped, if it has one.
     pub archive_root: Option<String>,
+    /// How it is called.
+    #[serde(default)]
+    pub contract: Contract,
     /// What one invocation may use.
     pub limits: Limits,
     /// The function's own environment.

@@ -27,6 +27,8 @@ pub enum Outcome {
     BadRequest,
     /// No sandbox could be had in time; the function did not run.
     NoSandbox,
+    /// The client left before the function answered; a server's call ends then.
+    ClientGone,
 }
 
 impl Outcome {
@@ -41,6 +43,7 @@ impl Outcome {
             Self::TimedOut => "timed_out",
             Self::BadRequest => "bad_request",
             Self::NoSandbox => "no_sandbox",
+            Self::ClientGone => "client_gone",
         }
     }
 
@@ -55,16 +58,18 @@ impl Outcome {
             Self::TimedOut,
             Self::BadRequest,
             Self::NoSandbox,
+            Self::ClientGone,
         ]
         .into_iter()
         .find(|outcome| outcome.word() == word)
     }
 
-    /// The public error that a failed invocation is answered with; `None` for a success.
+    /// The public error that a failed invocation is answered with; `None` for a success, and where nobody is left to
+    /// answer.
     #[must_use]
     pub fn code(self) -> Option<Code> {
         match self {
-            Self::Success => None,
+            Self::Success | Self::ClientGone => None,
             Self::Crashed => Some(Code::FunctionCrashed),
             Self::InvalidResult => Some(Code::InvalidResult),
             Self::OutOfMemory => Some(Code::OutOfMemory),
@@ -160,6 +165,9 @@ pub struct Metadata {
     pub timeout_ms: u32,
     /// The memory limit, in MiB.
     pub memory_limit_mb: u32,
+    /// The status that a server answered with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status_code: Option<u16>,
 }
 
 /// Which request an invocation was; never its body. Credentials in `headers` are replaced by `[redacted]`.

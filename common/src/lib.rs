@@ -5,6 +5,7 @@
 
 pub mod archive;
 pub mod base64;
+pub mod descriptors;
 pub mod digest;
 pub mod error;
 pub mod function;
@@ -17,4 +18,5 @@ pub mod phases;
 pub mod protocol;
 pub mod runtime;
 pub mod settings;
+pub mod stream;
 pub mod telemetry;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use crate::function::{Access, Limits};
+use crate::function::{Access, Contract, Limits};
 use crate::names::RuntimeName;
 
 /// The manifest's file name, at the archive's root.
@@ -22,11 +22,13 @@ pub struct Manifest {
     /// The file that starts the function; the runtime's first one that exists when absent.
     pub entrypoint: Option<String>,
     /// How the function is called.
-    pub contract: Option<Contract>,
+    pub contract: Option<ContractWord>,
     /// Who may invoke it; `private` when absent.
     pub access: Option<Access>,
-    /// Milliseconds.
+    /// Milliseconds of one call in all; of a stream, too.
     pub timeout_ms: Option<u32>,
+    /// Milliseconds of silence in one call, under the http contract.
+    pub idle_timeout_ms: Option<u32>,
     /// MiB.
     pub memory_mb: Option<u32>,
     /// Invocations at once, over all nodes.
@@ -38,12 +40,14 @@ pub struct Manifest {
     pub env: BTreeMap<String, String>,
 }
 
-/// How a function is called.
+/// How a function asks to be called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Contract {
+pub enum ContractWord {
     /// A process per call, `/request.json` in and `/result.json` out.
     File,
+    /// A server that listens on `$PORT`.
+    Http,
 }
 
 /// The sentence says which field and what it may be.
@@ -109,6 +113,7 @@ impl Manifest {
             contract: over.contract.or(self.contract),
             access: over.access.or(self.access),
             timeout_ms: over.timeout_ms.or(self.timeout_ms),
+            idle_timeout_ms: over.idle_timeout_ms.or(self.idle_timeout_ms),
             memory_mb: over.memory_mb.or(self.memory_mb),
             concurrency: over.concurrency.or(self.concurrency),
             egress: over.egress.or(self.egress),
@@ -159,10 +164,30 @@ impl Manifest {
         }
     }
 
+    /// How the function is called, and a message where the operator's ceiling cut its wish.
+    ///
+    /// # Errors
+    /// It asks for something that its contract does not have.
+    pub fn contract(&self, ceilings: &Ceilings) -> Result<(Contract, Option<String>), InvalidManifest> {
+        match (self.contract, self.idle_timeout_ms) {
+            (Some(ContractWord::Http), wish) => {
+                let ceiling = ceilings.function_ceiling_timeout_seconds.saturating_mul(1000);
+                let cut = wish.filter(|wish| *wish > ceiling);
+                let message = cut
+                    .map(|wish| format!("idle_timeout_ms = {wish} is over this platform's ceiling: {ceiling} is used"));
+                Ok((Contract::Http { idle_timeout_ms: wish.unwrap_or(IDLE_TIMEOUT_MS).min(ceiling) }, message))
+            }
+            (_, Some(_)) => {
+                Err(InvalidManifest("idle_timeout_ms is of the http contract: add `contract = \"http\"`".into()))
+            }
+            (_, None) => Ok((Contract::File, None)),
+        }
+    }
+
     fn checked(self, source: &str) -> Result<Self, InvalidManifest> {
         let refuse = |sentence: String| Err(InvalidManifest(format!("{source}: {sentence}")));
-        if self.timeout_ms == Some(0) || self.concurrency == Some(0) {
-            return refuse("timeout_ms and concurrency are at least 1".into());
+        if [self.timeout_ms, self.idle_timeout_ms, self.concurrency].contains(&Some(0)) {
+            return refuse("timeout_ms, idle_timeout_ms and concurrency are at least 1".into());
         }
         if self.memory_mb.is_some_and(|memory| memory < MIN_MEMORY_MB) {
             return refuse(format!("memory_mb is at least {MIN_MEMORY_MB}"));
@@ -187,6 +212,8 @@ impl Manifest {
     }
 }
 
+/// The longest silence in a call of an http function that names none, in milliseconds.
+const IDLE_TIMEOUT_MS: u32 = 60_000;
 /// Least memory of a function, in MiB: what the runner and a shell need.
 pub const MIN_MEMORY_MB: u32 = 16;
 const MAX_ENV_NAMES: usize = 100;
@@ -209,7 +236,9 @@ mod tests {
         check("", Ok(()));
         check("runtime = 'python'\nentrypoint = 'a.py'\naccess = 'public'\n[env]\nA = 'b'", Ok(()));
         check("color = 'red'", Err("unknown field `color`"));
+        check("contract = 'http'\nidle_timeout_ms = 1000", Ok(()));
         check("timeout_ms = 0", Err("at least 1"));
+        check("idle_timeout_ms = 0", Err("at least 1"));
         check("memory_mb = 1", Err("at least 16"));
         check("timeout_ms = -1", Err("invalid value"));
         check("runtime = 'No Such'", Err("runtime"));
@@ -218,15 +247,16 @@ mod tests {
         check("= 1", Err("dartcloud.toml"));
     }
 
+    #[derive(clap::Parser)]
+    struct Flags {
+        #[command(flatten)]
+        ceilings: Ceilings,
+    }
+
     #[test]
     fn the_ceiling_of_egress_wins() {
-        #[derive(clap::Parser)]
-        struct Line {
-            #[command(flatten)]
-            ceilings: Ceilings,
-        }
         let check = |toml: &str, words: &[&str], expected: (bool, bool)| {
-            let line = <Line as clap::Parser>::parse_from([&["test"], words].concat());
+            let line = <Flags as clap::Parser>::parse_from([&["test"], words].concat());
             let (egress, message) = Manifest::from_toml(toml).unwrap().egress(&line.ceilings);
             assert_eq!((egress, message.is_some()), expected, "{toml} {words:?}");
         };
@@ -235,5 +265,25 @@ mod tests {
         check("egress = true", &[], (true, false));
         check("egress = true", &closed, (false, true));
         check("egress = false", &closed, (false, false));
+    }
+
+    #[test]
+    fn contracts() {
+        let ceilings = <Flags as clap::Parser>::parse_from(["test"]).ceilings;
+        let check = |toml: &str, expected: Result<(Contract, bool), &str>| match (
+            Manifest::from_toml(toml).unwrap().contract(&ceilings),
+            expected,
+        ) {
+            (Ok((contract, message)), Ok(expected)) => assert_eq!((contract, message.is_some()), expected, "{toml}"),
+            (Err(error), Err(part)) => assert!(error.to_string().contains(part), "{error} has no {part}"),
+            (got, expected) => panic!("{toml:?}: {got:?}, expected {expected:?}"),
+        };
+        let http = |idle_timeout_ms| Contract::Http { idle_timeout_ms };
+        check("", Ok((Contract::File, false)));
+        check("contract = 'file'", Ok((Contract::File, false)));
+        check("contract = 'http'", Ok((http(60_000), false)));
+        check("contract = 'http'\nidle_timeout_ms = 900000", Ok((http(900_000), false)));
+        check("contract = 'http'\nidle_timeout_ms = 900001", Ok((http(900_000), true)));
+        check("idle_timeout_ms = 1000", Err("contract = \"http\""));
     }
 }

@@ -46,6 +46,7 @@ fn main() -> ExitCode {
         }
     };
     common::telemetry::init(LOG_FILTER);
+    common::descriptors::raise();
     match run(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

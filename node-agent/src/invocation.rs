@@ -1,5 +1,6 @@
 //! One call of a function, from the request on a work connection to its answer: the request is read, a sandbox
-//! leased, the function run, the record written to the spool, and only then the answer given.
+//! leased, the function run, the record written to the spool, and only then the answer given. So it is under the file
+//! contract; a call of a server goes its own way, in [`streamed`].
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,7 +9,7 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use common::error::Chain;
 use common::error::{Code, Form as ErrorForm, PublicError};
-use common::function::DeploymentSpec;
+use common::function::{Contract, DeploymentSpec};
 use common::ids::{DeploymentId, InvocationId, NodeId};
 use common::invocation::{ExecutionError, Outcome, Record};
 use common::phases::{Phases, micros};
@@ -18,7 +19,7 @@ use common::protocol::{
 use common::settings::BodyLimits;
 use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, request as http_request};
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::{Body, Incoming};
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
@@ -26,15 +27,22 @@ use tracing::Instrument as _;
 
 use crate::build::Builds;
 use crate::deployments::{Deployments, LookupError};
+use crate::link::AnswerBody;
 use crate::metrics::Metrics;
 use crate::sandbox::{Exit, Lease, Sandboxes};
+use crate::server::Servers;
 use crate::spool::Spool;
 
 mod bodies;
+mod enveloped;
 mod phases;
+mod pump;
 mod record;
 mod request;
 mod result;
+mod story;
+mod streamed;
+mod trouble;
 
 pub(crate) use bodies::BodiesArgs;
 use bodies::{Bodies, NoRoom, Room};
@@ -62,6 +70,7 @@ pub(crate) struct Parts {
     pub(crate) deployments: Arc<Deployments>,
     pub(crate) builds: Arc<Builds>,
     pub(crate) sandboxes: Arc<Sandboxes>,
+    pub(crate) servers: Arc<Servers>,
     pub(crate) spool: Arc<Spool>,
     pub(crate) metrics: Arc<Metrics>,
 }
@@ -106,24 +115,35 @@ impl Invocations {
 
     /// Answers a call. Once its request is read, it runs and is recorded whether or not anybody waits for the
     /// answer.
-    pub(crate) async fn answer(self: &Arc<Self>, request: Request<Incoming>) -> Response<Bytes> {
-        let clock = Instant::now();
-        let mut response = self.carry_out(request, clock).await;
-        // So that the gateway can tell our time from the link's.
-        response.headers_mut().insert(HeaderName::from_static(TOOK_US), micros(clock.elapsed()).into());
-        response
-    }
-
-    async fn carry_out(self: &Arc<Self>, request: Request<Incoming>, clock: Instant) -> Response<Bytes> {
-        let arrived = Utc::now();
-        let (head, body) = request.into_parts();
-        let order = match parse_order(&head.headers) {
+    pub(crate) async fn answer(self: &Arc<Self>, request: Request<Incoming>) -> Response<AnswerBody> {
+        let arrival = (Instant::now(), Utc::now());
+        let order = match parse_order(request.headers()) {
             Ok(order) => order,
             Err(reason) => {
                 tracing::error!(reason, "an order that this version does not know");
-                return refusal(&PublicError::new(Code::Internal, "This node does not know such an order"), "", None);
+                let error = PublicError::new(Code::Internal, "This node does not know such an order");
+                return refusal(&error, "", None).map(whole);
             }
         };
+        // A deployment that cannot be had is told of when the call runs.
+        let mut response = match self.parts.deployments.get(order.deployment).await {
+            Ok(spec) if matches!(spec.contract, Contract::Http { .. }) => {
+                streamed::answer(self, order, spec, request, arrival).await
+            }
+            _ => self.answer_by_files(order, request, arrival).await.map(whole),
+        };
+        // So that the gateway can tell our time from the link's.
+        response.headers_mut().insert(HeaderName::from_static(TOOK_US), micros(arrival.0.elapsed()).into());
+        response
+    }
+
+    async fn answer_by_files(
+        self: &Arc<Self>,
+        order: Order,
+        request: Request<Incoming>,
+        (clock, arrived): (Instant, DateTime<Utc>),
+    ) -> Response<Bytes> {
+        let (head, body) = request.into_parts();
         let id = order.id;
         let mut room = self.held.room();
         let handed = match read_body(room.counting(body), &self.parts.bodies).await {
@@ -328,6 +348,11 @@ fn respond(done: Done, id: InvocationId) -> Response<Bytes> {
         response.headers_mut().insert(HeaderName::from_static(TIMING), timing);
     }
     response
+}
+
+/// An answer's body that is all there.
+pub(crate) fn whole(bytes: Bytes) -> AnswerBody {
+    Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
 }
 
 /// A finished error answer.

@@ -1,7 +1,6 @@
 //! The node agent: builds archives, keeps sandboxes, runs invocations, and ships their records. [`run`] is the one
 //! place where its parts meet.
 
-use std::convert::Infallible;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -19,7 +18,7 @@ use common::settings::Shared;
 use futures_util::StreamExt as _;
 use http::{Request, Response, StatusCode};
 use http_body::Frame;
-use http_body_util::{BodyExt as _, Full, Limited, StreamBody};
+use http_body_util::{BodyExt as _, Limited, StreamBody};
 use hyper::body::Incoming;
 use prometheus::Registry;
 use store::StoreArgs;
@@ -32,9 +31,10 @@ use build_cache::BuildCache;
 use deployments::Deployments;
 use invocation::Invocations;
 use link::calls::Calls;
-use link::{AnswerBody, Dialer, Link, Orders, Stops};
+use link::{AnswerBody, Cut, Dialer, Link, Orders, Stops};
 use metrics::Metrics;
 use sandbox::Sandboxes;
+use server::Servers;
 use spool::{LinkSink, Ship, Spool, SpoolError, StoreSink};
 
 mod backoff;
@@ -46,6 +46,7 @@ mod invocation;
 mod link;
 mod metrics;
 pub mod sandbox;
+mod server;
 mod spool;
 
 pub use build_cache::BuildCacheArgs;
@@ -56,6 +57,8 @@ pub use spool::SpoolArgs;
 
 /// How long calls under way have to finish after the stop.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(30);
+/// How long calls that were cut off have to write their records.
+const RECORD_GRACE: Duration = Duration::from_secs(2);
 /// How long a gateway has to notice that we leave, before idle connections close under it.
 const LEAVE_GRACE: Duration = Duration::from_millis(250);
 /// Largest build order, in bytes: a deployment with its whole environment.
@@ -134,6 +137,7 @@ pub async fn run(
         args: settings.sandbox.build.clone(),
         metrics: Arc::clone(&metrics),
     });
+    let servers = Servers::new(Arc::clone(&sandboxes), Arc::clone(&builds));
     let invocations = Invocations::new(invocation::Parts {
         node,
         bodies,
@@ -141,10 +145,11 @@ pub async fn run(
         deployments: Arc::clone(&deployments),
         builds: Arc::clone(&builds),
         sandboxes: Arc::clone(&sandboxes),
+        servers: Arc::clone(&servers),
         spool: Arc::clone(&spool),
         metrics: Arc::clone(&metrics),
     });
-    let agent = Arc::new(Agent { deployments, builds, invocations, sandboxes, spool, calls });
+    let agent = Arc::new(Agent { deployments, builds, invocations, servers, sandboxes, spool, calls });
     let link = Link {
         dialer,
         name: settings.node_name.unwrap_or_else(machine_name),
@@ -162,6 +167,7 @@ struct Agent {
     deployments: Arc<Deployments>,
     builds: Arc<Builds>,
     invocations: Arc<Invocations>,
+    servers: Arc<Servers>,
     sandboxes: Arc<Sandboxes>,
     spool: Arc<Spool>,
     calls: Arc<Calls>,
@@ -183,6 +189,7 @@ impl Agent {
             stops.abort.cancel();
         }
         // A call whose client is gone still has its record to write.
+        let deadline = deadline.max(Instant::now() + RECORD_GRACE);
         if timeout_at(deadline, self.invocations.finish()).await.is_err() {
             tracing::warn!("some calls did not finish in time: they leave no record");
         }
@@ -194,6 +201,7 @@ impl Agent {
             tracing::error!(%error, "the record spool ended early");
         }
         self.calls.close().await;
+        self.servers.close().await;
         self.sandboxes.close().await;
     }
 
@@ -210,7 +218,7 @@ impl Agent {
         let lines = self.builds.order(&spec, id).map(|event| {
             let mut line = serde_json::to_vec(&event).expect("a build event is words and numbers");
             line.push(b'\n');
-            Ok::<_, Infallible>(Frame::data(Bytes::from(line)))
+            Ok::<_, Cut>(Frame::data(Bytes::from(line)))
         });
         let mut response = Response::new(StreamBody::new(lines).boxed_unsync());
         let kind = http::HeaderValue::from_static("application/x-ndjson");
@@ -223,9 +231,7 @@ impl Agent {
 impl Orders for Agent {
     async fn answer(&self, request: Request<Incoming>) -> Response<AnswerBody> {
         match request.headers().get(ORDER).map(http::HeaderValue::as_bytes) {
-            Some(order) if order == ORDER_INVOKE.as_bytes() => {
-                self.invocations.answer(request).await.map(|bytes| Full::new(bytes).boxed_unsync())
-            }
+            Some(order) if order == ORDER_INVOKE.as_bytes() => self.invocations.answer(request).await,
             Some(order) if order == ORDER_BUILD.as_bytes() => self.build(request).await,
             _ => rejected("an order that this version does not know"),
         }
@@ -245,6 +251,7 @@ impl Orders for Agent {
     fn retire(&self, deployments: &[DeploymentId]) {
         for deployment in deployments {
             self.deployments.forget(*deployment);
+            self.servers.retire(*deployment);
             self.sandboxes.retire(*deployment);
         }
     }
@@ -253,7 +260,7 @@ impl Orders for Agent {
 /// Only a gateway of another version sends what is rejected here.
 fn rejected(reason: &str) -> Response<AnswerBody> {
     tracing::error!(reason, "an order was rejected");
-    let mut response = Response::new(Full::new(Bytes::from(reason.to_owned())).boxed_unsync());
+    let mut response = Response::new(invocation::whole(Bytes::from(reason.to_owned())));
     *response.status_mut() = StatusCode::BAD_REQUEST;
     response
 }

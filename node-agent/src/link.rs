@@ -28,6 +28,8 @@ mod control;
 pub(crate) mod tests;
 mod work;
 
+pub(crate) use work::Hold;
+
 /// How many connections an agent opens.
 #[derive(Clone, Copy, Debug, clap::Args)]
 #[group(id = "agent_link")]
@@ -50,7 +52,12 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_s
 const WARN_AFTER: u32 = 3;
 
 /// The body of an answer on a work connection.
-pub(crate) type AnswerBody = http_body_util::combinators::UnsyncBoxBody<Bytes, std::convert::Infallible>;
+pub(crate) type AnswerBody = http_body_util::combinators::UnsyncBoxBody<Bytes, Cut>;
+
+/// An answer that will not be whole; its connection is closed.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("the answer is cut off")]
+pub(crate) struct Cut;
 
 /// What the gateway can have from this node.
 #[async_trait]

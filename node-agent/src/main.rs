@@ -43,6 +43,7 @@ fn main() -> ExitCode {
         }
     };
     common::telemetry::init("info");
+    common::descriptors::raise();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failed(&anyhow::Error::new(error).context("the machine gives no threads"), 1),

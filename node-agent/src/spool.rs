@@ -19,14 +19,17 @@ use tokio_util::sync::CancellationToken;
 
 use crate::metrics::Metrics;
 
+mod begun;
 mod segment;
 mod shipper;
 mod sink;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use begun::Begun;
 pub(crate) use sink::{LinkSink, Ship, StoreSink};
 
+use begun::Journal;
 use segment::Segment;
 
 /// How large the spool may become.
@@ -66,6 +69,8 @@ pub(crate) struct Spool {
     max_bytes: u64,
     segment_bytes: u64,
     state: Mutex<State>,
+    /// Streams under way.
+    journal: Mutex<Journal>,
     /// Something was appended.
     appended: Notify,
     metrics: Arc<Metrics>,
@@ -89,6 +94,12 @@ impl State {
 
     fn bytes(&self) -> u64 {
         self.segments.values().map(|segment| segment.bytes).sum()
+    }
+
+    fn sync_soon(&mut self, file: &Arc<File>) {
+        if !self.unsynced.iter().any(|other| Arc::ptr_eq(other, file)) {
+            self.unsynced.push(Arc::clone(file));
+        }
     }
 
     fn records(&self) -> u64 {
@@ -129,16 +140,21 @@ impl Spool {
             segments.insert(next, Segment::default());
             Ok(State { segments, file, unsynced: Vec::new(), new_name: true })
         })();
-        let state = opened.map_err(|source| SpoolError { path: directory.into(), what: "opened", source })?;
+        let failed = |source| SpoolError { path: directory.into(), what: "opened", source };
+        let state = opened.map_err(failed)?;
+        let (left_behind, corrupt) = Journal::left_behind(directory).map_err(failed)?;
+        metrics.spool_corrupt.inc_by(corrupt);
         let spool = Self {
             directory: directory.to_owned(),
             max_bytes,
             segment_bytes,
             state: Mutex::new(state),
+            journal: Mutex::new(Journal::next(directory).map_err(failed)?),
             appended: Notify::new(),
             metrics,
         };
         spool.show(&spool.lock());
+        spool.take_over(&left_behind)?;
         Ok(spool)
     }
 
@@ -166,9 +182,8 @@ impl Spool {
         state.file.write_all_at(entry, segment.bytes)?;
         segment.bytes += entry.len() as u64;
         segment.unshipped += 1;
-        if !state.unsynced.iter().any(|file| Arc::ptr_eq(file, &state.file)) {
-            state.unsynced.push(Arc::clone(&state.file));
-        }
+        let file = Arc::clone(&state.file);
+        state.sync_soon(&file);
         self.show(state);
         Ok(())
     }

@@ -2,6 +2,7 @@
 //! needs root, the Engine, the image `local/debian:bookworm`, and the static runner in `RUNNER_PATH`.
 
 use std::collections::{BTreeMap, HashMap};
+use std::convert::Infallible;
 use std::process::Command;
 use std::sync::Mutex;
 
@@ -16,6 +17,7 @@ use common::protocol::{
     TOOK_US,
 };
 use http::Method;
+use http_body_util::Full;
 use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
@@ -93,6 +95,7 @@ impl Kept {
             archive_root: None,
             limits: Limits { timeout_ms: 1500, memory_mb: 32, concurrency: 4 },
             env: BTreeMap::from([("GREETING".to_owned(), "hello".to_owned())]),
+            contract: common::function::Contract::File,
             egress: false,
         };
         self.deployments.lock().unwrap().insert(spec.deployment, spec.clone());

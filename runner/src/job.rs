@@ -7,7 +7,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
-use runner::wire::{Done, How, MAX_OUTPUT_BYTES, Run, Stream};
+use runner::wire::{Done, How, MAX_OUTPUT_BYTES, Run, Serve, Stream};
 
 use crate::output::Output;
 use crate::process::{Command, Process};
@@ -23,7 +23,8 @@ const MAX_PIPE_BYTES: usize = 1024 * 1024;
 pub(crate) struct Job {
     pid: Pid,
     started: Instant,
-    deadline: Instant,
+    /// A server has none.
+    deadline: Option<Instant>,
     timed_out: bool,
     /// How and with which peak memory it ended.
     ended: Option<(ExitStatus, u64, Duration)>,
@@ -51,7 +52,7 @@ impl Job {
         Self {
             pid,
             started,
-            deadline: started + Duration::from_millis(u64::from(run.timeout_ms)),
+            deadline: Some(started + Duration::from_millis(u64::from(run.timeout_ms))),
             timed_out: false,
             ended: None,
             outputs: [
@@ -61,10 +62,19 @@ impl Job {
         }
     }
 
-    /// How long the service may sleep, for `poll`.
+    /// Starts a server.
+    pub(crate) fn serve(serve: &Serve) -> io::Result<Self> {
+        let Serve { argv, env, cwd, output_cap_bytes, .. } = serve.clone();
+        let mut job =
+            Self::start(&Run { argv, env, cwd, output_cap_bytes, timeout_ms: 0, merged: false, call: Vec::new() })?;
+        job.deadline = None;
+        job.outputs = job.outputs.map(|output| output.endless(output_cap_bytes));
+        Ok(job)
+    }
+
+    /// How long the service may sleep, for `poll`; without end where nothing is due.
     pub(crate) fn sleep_ms(&self) -> i32 {
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        i32::try_from(left.as_micros().div_ceil(1000)).unwrap_or(i32::MAX)
+        self.deadline.map_or(-1, ms_until)
     }
 
     /// Kills everything when the time is over.
@@ -73,14 +83,14 @@ impl Job {
     /// What was killed does not die.
     pub(crate) fn keep_time(&mut self) -> io::Result<()> {
         let now = Instant::now();
-        if now < self.deadline {
+        if self.deadline.is_none_or(|deadline| now < deadline) {
             return Ok(());
         }
         if self.timed_out {
             return Err(io::ErrorKind::TimedOut.into());
         }
         self.timed_out = true;
-        self.deadline = now + KILL_LIMIT;
+        self.deadline = Some(now + KILL_LIMIT);
         system::kill_all(self.pid);
         Ok(())
     }
@@ -145,6 +155,12 @@ impl Job {
             self.ended = Some((ExitStatus::from_raw(status), peak_rss_bytes, self.started.elapsed()));
         }
     }
+}
+
+/// The time left until `deadline`, for `poll`.
+pub(crate) fn ms_until(deadline: Instant) -> i32 {
+    let left = deadline.saturating_duration_since(Instant::now());
+    i32::try_from(left.as_micros().div_ceil(1000)).unwrap_or(i32::MAX)
 }
 
 /// `descriptor`, to be polled for something to read.

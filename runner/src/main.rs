@@ -3,6 +3,7 @@
 //!
 //! `dartcloud-runner SOCKET`. It ends when the agent closes the connection.
 
+mod dial;
 mod job;
 mod output;
 mod process;

@@ -3,8 +3,12 @@
 
 use std::fs::File;
 use std::io::{ErrorKind, Read};
+use std::time::{Duration, Instant};
 
 use runner::wire::{self, Stream};
+
+/// How long a server's cap holds until the next begins.
+const WINDOW: Duration = Duration::from_secs(1);
 
 /// The reading end of a stream.
 pub(crate) struct Output {
@@ -12,11 +16,18 @@ pub(crate) struct Output {
     pipe: Option<File>,
     left: u64,
     truncated: bool,
+    /// A server's: its cap, and since when it counts.
+    window: Option<(u64, Instant)>,
 }
 
 impl Output {
     pub(crate) fn new(stream: Stream, pipe: File, cap_bytes: u64) -> Self {
-        Self { stream, pipe: Some(pipe), left: cap_bytes, truncated: false }
+        Self { stream, pipe: Some(pipe), left: cap_bytes, truncated: false, window: None }
+    }
+
+    /// The same for a server: the cap is for any one second, because its output has no end.
+    pub(crate) fn endless(self, cap_bytes: u64) -> Self {
+        Self { window: Some((cap_bytes, Instant::now())), ..self }
     }
 
     /// The pipe, as long as somebody may write to it.
@@ -34,6 +45,9 @@ impl Output {
         let Some(mut pipe) = self.pipe.as_ref() else { return false };
         match pipe.read(buffer) {
             Ok(count) if count > 0 => {
+                if let Some((cap, since)) = self.window.as_mut().filter(|(_, since)| since.elapsed() >= WINDOW) {
+                    (self.left, *since) = (*cap, Instant::now());
+                }
                 let kept = usize::try_from(self.left).unwrap_or(usize::MAX).min(count);
                 if kept > 0 {
                     wire::encode_output(outbox, self.stream, &buffer[..kept]);

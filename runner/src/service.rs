@@ -1,12 +1,14 @@
 //! The runner's one loop. It wakes for: a word of the agent, room in the agent's socket, output, an ended child,
-//! the end of a process's time.
+//! the end of a process's time; and with a server, for its connections.
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
-use runner::wire::{self, MAX_OUTPUT_BYTES, Order, Run};
+use runner::wire::{self, MAX_OUTPUT_BYTES, Order, Run, ServerOrder};
 
+use crate::dial::{Dial, Dialled};
 use crate::job::{self, Job};
 use crate::spare::Keeper;
 use crate::system::{self, Waited};
@@ -23,6 +25,9 @@ pub(crate) fn serve(agent: &UnixStream, children: &File) -> io::Result<()> {
         inbox: Vec::new(),
         outbox: Vec::new(),
         job: None,
+        port: None,
+        dial: None,
+        passing: None,
         spare: Keeper::default(),
         buffer: vec![0; MAX_OUTPUT_BYTES].into_boxed_slice(),
     };
@@ -40,6 +45,12 @@ struct Service<'a> {
     inbox: Vec<u8>,
     outbox: Vec<u8>,
     job: Option<Job>,
+    /// Where the job listens, when it is a server.
+    port: Option<u16>,
+    /// A connection that is being made.
+    dial: Option<Dial>,
+    /// A connection that is handed to the agent next, when the outbox is empty.
+    passing: Option<OwnedFd>,
     spare: Keeper,
     buffer: Box<[u8]>,
 }
@@ -50,6 +61,7 @@ struct Events {
     agent: bool,
     child: bool,
     outputs: [bool; 2],
+    dial: bool,
     /// Nothing happened for as long as the sleep was to last.
     none: bool,
 }
@@ -69,6 +81,7 @@ impl Service<'_> {
                 }
                 job.keep_time()?;
             }
+            self.go_on_dialling(events.dial);
             if events.child {
                 job::settle(self.children);
                 self.reap()?;
@@ -85,9 +98,9 @@ impl Service<'_> {
 
     fn sleep(&self) -> io::Result<Events> {
         const NONE: libc::pollfd = libc::pollfd { fd: -1, events: 0, revents: 0 };
-        let mut watched = [job::watch(self.agent), job::watch(self.children), NONE, NONE];
+        let mut watched = [job::watch(self.agent), job::watch(self.children), NONE, NONE, NONE];
         let mut timeout_ms = -1;
-        if !self.outbox.is_empty() {
+        if !self.outbox.is_empty() || self.passing.is_some() {
             watched[0].events |= libc::POLLOUT;
         }
         if let Some(job) = &self.job {
@@ -99,10 +112,16 @@ impl Service<'_> {
         } else if self.spare.is_due() && self.outbox.is_empty() {
             timeout_ms = 0;
         }
+        if let Some(dial) = &self.dial {
+            let (descriptor, due_ms) = dial.watch();
+            watched[4] = descriptor.unwrap_or(NONE);
+            timeout_ms = if timeout_ms < 0 { due_ms } else { timeout_ms.min(due_ms) };
+        }
         system::poll(&mut watched, timeout_ms)?;
         let ready = |slot: usize| watched[slot].revents & !libc::POLLOUT != 0;
         let none = watched.iter().all(|slot| slot.revents == 0);
-        Ok(Events { agent: ready(0), child: ready(1), outputs: [ready(2), ready(3)], none })
+        let dial = watched[4].revents != 0;
+        Ok(Events { agent: ready(0), child: ready(1), outputs: [ready(2), ready(3)], dial, none })
     }
 
     /// Reads what the agent says; `false` when it hung up.
@@ -119,13 +138,17 @@ impl Service<'_> {
         while let Some((body, used)) = wire::split(&self.inbox).map_err(malformed)? {
             let order = Order::decode(body).map_err(malformed)?;
             self.inbox.drain(..used);
-            // The agent waits for the end of one run before it asks for anything else.
-            if self.job.is_some() {
-                return Err(ErrorKind::InvalidData.into());
-            }
             match order {
+                Order::Server(ServerOrder::Connect { timeout_ms }) => self.begin_dialling(timeout_ms)?,
+                Order::Server(ServerOrder::Flush) => self.flush(),
+                // The agent waits for the end of one process before it asks for another.
+                _ if self.job.is_some() => return Err(ErrorKind::InvalidData.into()),
                 Order::Keep(spare) => self.spare.keep(spare),
                 Order::Run(run) => self.start(&run),
+                Order::Server(ServerOrder::Serve(serve)) => {
+                    self.port = Some(serve.port);
+                    self.started(Job::serve(&serve));
+                }
             }
         }
         Ok(true)
@@ -136,6 +159,10 @@ impl Service<'_> {
             Some(job) => Ok(job),
             None => Job::start(run),
         };
+        self.started(started);
+    }
+
+    fn started(&mut self, started: io::Result<Job>) {
         match started {
             Ok(job) => self.job = Some(job),
             Err(error) => {
@@ -143,6 +170,41 @@ impl Service<'_> {
                 wire::encode_done(&mut self.outbox, &job::refusal(&error));
             }
         }
+    }
+
+    fn begin_dialling(&mut self, timeout_ms: u32) -> io::Result<()> {
+        if self.dial.is_some() || self.passing.is_some() {
+            return Err(ErrorKind::InvalidData.into());
+        }
+        match (self.port, &self.job) {
+            (Some(port), Some(_)) => self.dial = Some(Dial::new(port, timeout_ms)),
+            // It ended before the question came; the agent is told so already.
+            _ => wire::encode_unconnected(&mut self.outbox, libc::ECONNREFUSED),
+        }
+        Ok(())
+    }
+
+    fn go_on_dialling(&mut self, ready: bool) {
+        match self.dial.as_mut().and_then(|dial| dial.go_on(ready)) {
+            None => return,
+            Some(Dialled::Connected(socket)) => self.passing = Some(socket),
+            Some(Dialled::Failed(errno)) => wire::encode_unconnected(&mut self.outbox, errno),
+        }
+        self.dial = None;
+    }
+
+    /// Takes what is in the pipes now, and no more: a server that never stops printing does not hold this up.
+    fn flush(&mut self) {
+        if let Some(job) = &mut self.job {
+            for output in &mut job.outputs {
+                for _ in 0..MAX_FLUSH_ROUNDS {
+                    if !output.pump(&mut self.buffer, &mut self.outbox) {
+                        break;
+                    }
+                }
+            }
+        }
+        wire::encode_flushed(&mut self.outbox);
     }
 
     fn reap(&mut self) -> io::Result<()> {
@@ -157,6 +219,9 @@ impl Service<'_> {
             return Ok(());
         }
         if let Some(job) = self.job.take() {
+            if self.dial.take().is_some() {
+                wire::encode_unconnected(&mut self.outbox, libc::ECONNREFUSED);
+            }
             let done = job.finish(self.children, &mut self.buffer, &mut self.outbox)?;
             wire::encode_done(&mut self.outbox, &done);
             self.spare.renew();
@@ -178,11 +243,36 @@ impl Service<'_> {
                 Err(error) => return Err(error),
             }
         }
+        if !self.pass()? {
+            return Ok(false);
+        }
         // One run's flood is not kept as memory for all the runs that print a line.
         self.outbox.shrink_to(MAX_OUTPUT_BYTES);
         Ok(true)
     }
+
+    /// Hands the agent a connection that was made, after all that was to be said before; `false` when it hung up.
+    fn pass(&mut self) -> io::Result<bool> {
+        if !self.outbox.is_empty() {
+            return Ok(true);
+        }
+        let Some(socket) = self.passing.take() else { return Ok(true) };
+        let mut frame = Vec::new();
+        wire::encode_connected(&mut frame);
+        match system::send_with(self.agent, &frame, &socket) {
+            Ok(count) => self.outbox.extend_from_slice(&frame[count..]),
+            Err(error) if again(&error) => self.passing = Some(socket),
+            Err(error) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => {
+                return Ok(false);
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(true)
+    }
 }
+
+/// A pipe of 64 KiB is empty after one.
+const MAX_FLUSH_ROUNDS: usize = 4;
 
 fn again(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)

@@ -3,6 +3,7 @@
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::fs::File;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicI32, Ordering};
 
@@ -95,6 +96,85 @@ pub(crate) fn pipe() -> io::Result<(File, OwnedFd)> {
     check(unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) })?;
     // SAFETY: both descriptors are new, so nobody else owns them.
     Ok(unsafe { (File::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])) })
+}
+
+/// Begins a TCP connection that does not block; `true` when it is made already.
+pub(crate) fn connect(address: SocketAddr) -> io::Result<(OwnedFd, bool)> {
+    let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: takes numbers only; the descriptor is new, so nobody else owns it.
+    let socket = unsafe { OwnedFd::from_raw_fd(check(libc::socket(family, kind, 0))?) };
+    let connected = match address {
+        SocketAddr::V4(address) => {
+            // SAFETY: an all-zero address is a valid value.
+            let mut raw: libc::sockaddr_in = unsafe { std::mem::zeroed() };
+            raw.sin_family = libc::AF_INET as libc::sa_family_t;
+            raw.sin_port = address.port().to_be();
+            raw.sin_addr.s_addr = u32::from_ne_bytes(address.ip().octets());
+            connect_to(&socket, &raw)
+        }
+        SocketAddr::V6(address) => {
+            // SAFETY: an all-zero address is a valid value.
+            let mut raw: libc::sockaddr_in6 = unsafe { std::mem::zeroed() };
+            raw.sin6_family = libc::AF_INET6 as libc::sa_family_t;
+            raw.sin6_port = address.port().to_be();
+            raw.sin6_addr.s6_addr = address.ip().octets();
+            connect_to(&socket, &raw)
+        }
+    };
+    match connected {
+        Ok(()) => Ok((socket, true)),
+        Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => Ok((socket, false)),
+        Err(error) => Err(error),
+    }
+}
+
+fn connect_to<A>(socket: &OwnedFd, address: &A) -> io::Result<()> {
+    let length = std::mem::size_of::<A>() as libc::socklen_t;
+    // SAFETY: pointer and length are of one live value, whose type is the address of the socket's own family.
+    check(unsafe { libc::connect(socket.as_raw_fd(), std::ptr::from_ref(address).cast(), length) }).map(drop)
+}
+
+/// How a connection that was begun went.
+pub(crate) fn connect_error(socket: &OwnedFd) -> io::Result<()> {
+    let mut errno: c_int = 0;
+    let mut length = std::mem::size_of::<c_int>() as libc::socklen_t;
+    // SAFETY: both pointers are to live values, and `length` is the first one's size.
+    let got = unsafe {
+        let errno: *mut c_int = &mut errno;
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_ERROR, errno.cast(), &mut length)
+    };
+    check(got)?;
+    error_number(errno)
+}
+
+/// Sends `bytes`, and with the first of them a descriptor.
+pub(crate) fn send_with(socket: &impl AsRawFd, bytes: &[u8], passed: &OwnedFd) -> io::Result<usize> {
+    const FD_BYTES: libc::c_uint = std::mem::size_of::<RawFd>() as libc::c_uint;
+    /// Room for one descriptor and its header, aligned as headers are.
+    #[repr(C)]
+    union Control {
+        _align: libc::cmsghdr,
+        bytes: [u8; 64],
+    }
+    let mut control = Control { bytes: [0; 64] };
+    let mut piece = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    // SAFETY: an all-zero `msghdr` is a valid value. `control` has room for what is written: CMSG_SPACE of one
+    // descriptor is 24 bytes. The kernel only reads what `piece` points to. All pointers outlive the call.
+    let sent = unsafe {
+        let mut message: libc::msghdr = std::mem::zeroed();
+        message.msg_iov = &mut piece;
+        message.msg_iovlen = 1;
+        message.msg_control = std::ptr::from_mut(&mut control).cast();
+        message.msg_controllen = libc::CMSG_SPACE(FD_BYTES) as _;
+        let header = libc::CMSG_FIRSTHDR(&message);
+        (*header).cmsg_level = libc::SOL_SOCKET;
+        (*header).cmsg_type = libc::SCM_RIGHTS;
+        (*header).cmsg_len = libc::CMSG_LEN(FD_BYTES) as _;
+        libc::CMSG_DATA(header).cast::<RawFd>().write_unaligned(passed.as_raw_fd());
+        libc::sendmsg(socket.as_raw_fd(), &message, libc::MSG_NOSIGNAL)
+    };
+    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
 }
 
 /// Makes our end of a pipe return at once where it would wait.

@@ -1,6 +1,10 @@
 //! The frames between agent and runner: a length (4 bytes, little endian), a kind (1 byte), the fields.
 //! Both sides bound what they take, and neither trusts the other's bytes.
 
+mod server;
+
+pub use server::{Serve, ServerOrder, encode_connected, encode_flushed, encode_unconnected};
+
 /// Longest frame's body, in bytes. The largest is a [`Run`] with the most environment that a function may have.
 pub const MAX_FRAME_BYTES: usize = 2 * 1024 * 1024;
 
@@ -12,6 +16,9 @@ const RUN: u8 = 1;
 const OUTPUT: u8 = 2;
 const DONE: u8 = 3;
 const KEEP: u8 = 4;
+const CONNECTED: u8 = 7;
+const UNCONNECTED: u8 = 8;
+const FLUSHED: u8 = 9;
 
 /// What the agent says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +27,8 @@ pub enum Order {
     Run(Run),
     /// Keep a process ready from now on.
     Keep(Spare),
+    /// Something of a server.
+    Server(ServerOrder),
 }
 
 /// A process that is started before its call and waits for it: at once, and again after every [`Run`]. While a run
@@ -72,6 +81,12 @@ pub enum Report {
     },
     /// The process ended and nothing of it is left.
     Done(Done),
+    /// The server took a connection; its descriptor comes with this frame.
+    Connected,
+    /// The server took none in time; the system's error number.
+    Unconnected(i32),
+    /// All that was printed before the question has been told.
+    Flushed,
 }
 
 /// One of the two output streams.
@@ -155,7 +170,7 @@ impl Order {
                 call: fields.bytes()?.to_vec(),
             }),
             KEEP => Self::Keep(Spare { argv: fields.list()?, env: fields.list()?, cwd: fields.bytes()?.to_vec() }),
-            _ => return Err(Malformed),
+            kind => Self::Server(ServerOrder::decode(kind, &mut fields)?),
         };
         fields.end(order)
     }
@@ -227,6 +242,9 @@ impl Report {
                     clean: fields.flag()?,
                 })
             }
+            CONNECTED => Self::Connected,
+            UNCONNECTED => Self::Unconnected(fields.take().map(i32::from_le_bytes)?),
+            FLUSHED => Self::Flushed,
             _ => return Err(Malformed),
         };
         fields.end(report)
@@ -347,7 +365,7 @@ impl<'a> Fields<'a> {
 mod tests {
     use super::*;
 
-    fn body(buffer: &[u8]) -> &[u8] {
+    pub(super) fn body(buffer: &[u8]) -> &[u8] {
         let (body, used) = split(buffer).unwrap().unwrap();
         assert_eq!(used, buffer.len());
         body
@@ -358,13 +376,16 @@ mod tests {
         match &report {
             Report::Output { stream, bytes } => encode_output(&mut buffer, *stream, bytes),
             Report::Done(done) => encode_done(&mut buffer, done),
+            Report::Connected => encode_connected(&mut buffer),
+            Report::Unconnected(errno) => encode_unconnected(&mut buffer, *errno),
+            Report::Flushed => encode_flushed(&mut buffer),
         }
         assert_eq!(Report::decode(body(&buffer)), Ok(report));
         never_panics(&buffer);
     }
 
     /// Every prefix and every single wrong byte is read without a panic.
-    fn never_panics(frame: &[u8]) {
+    pub(super) fn never_panics(frame: &[u8]) {
         for end in 0..frame.len() {
             assert_eq!(split(&frame[..end]), Ok(None));
         }
@@ -388,6 +409,9 @@ mod tests {
         check_report(Report::Done(Done { how: How::Signaled(9), clean: true, ..done }));
         check_report(Report::Done(Done { how: How::TimedOut, ..done }));
         check_report(Report::Done(Done { how: How::SpawnFailed(2), ..done }));
+        check_report(Report::Connected);
+        check_report(Report::Unconnected(111));
+        check_report(Report::Flushed);
     }
 
     #[test]

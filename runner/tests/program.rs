@@ -2,13 +2,17 @@
 //! namespace is tested with the node agent, in containers.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test says what it expects by failing loudly")]
 
-use std::io::{Read, Write};
+use std::io::{IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-use runner::wire::{self, Done, How, Report, Run, Spare, Stream};
+use runner::wire::{self, Done, How, Report, Run, Serve, ServerOrder, Spare, Stream};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
 struct Runner {
     process: Child,
@@ -79,6 +83,7 @@ impl Runner {
                     Report::Output { stream: Stream::Stdout, bytes } => stdout.extend(bytes),
                     Report::Output { stream: Stream::Stderr, bytes } => stderr.extend(bytes),
                     Report::Done(done) => return Seen { stdout, stderr, done },
+                    other => panic!("{other:?} comes of no run"),
                 }
                 inbox.drain(..used);
             }
@@ -235,4 +240,116 @@ fn nonsense_ends_the_runner() {
     let mut runner = Runner::start("nonsense");
     runner.link.write_all(&[0xff; 64]).unwrap();
     assert_eq!(runner.process.wait().unwrap().code(), Some(71));
+}
+
+/// What the runner says of a server, and the connections that it hands over.
+struct Served {
+    runner: Runner,
+    inbox: Vec<u8>,
+    passed: Vec<OwnedFd>,
+    printed: Vec<u8>,
+}
+
+impl Served {
+    /// A server whose process is this script; it listens where the test does.
+    fn start(name: &str, script: &str, port: u16) -> Self {
+        let runner = Runner::start(name);
+        let mut served = Self { runner, inbox: Vec::new(), passed: Vec::new(), printed: Vec::new() };
+        let Run { env, cwd, .. } = environment();
+        let argv = ["sh", "-c", script].map(|word| word.as_bytes().to_vec()).to_vec();
+        served.ask(&ServerOrder::Serve(Serve { argv, env, cwd, port, output_cap_bytes: 100 }));
+        served
+    }
+
+    fn ask(&mut self, request: &ServerOrder) {
+        let mut frame = Vec::new();
+        request.encode(&mut frame).unwrap();
+        self.runner.link.write_all(&frame).unwrap();
+    }
+
+    /// The next word that is not output.
+    fn told(&mut self) -> Report {
+        loop {
+            while let Some((body, used)) = wire::split(&self.inbox).unwrap() {
+                let report = Report::decode(body).unwrap();
+                self.inbox.drain(..used);
+                match report {
+                    Report::Output { bytes, .. } => self.printed.extend(bytes),
+                    other => return other,
+                }
+            }
+            let (mut buffer, mut space) = ([0; 4096], [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))]);
+            let mut control = RecvAncillaryBuffer::new(&mut space);
+            let link = &self.runner.link;
+            let got = recvmsg(link, &mut [IoSliceMut::new(&mut buffer)], &mut control, RecvFlags::CMSG_CLOEXEC);
+            let count = got.unwrap().bytes;
+            assert!(count > 0, "the runner hung up");
+            self.inbox.extend_from_slice(&buffer[..count]);
+            for message in control.drain() {
+                let RecvAncillaryMessage::ScmRights(descriptors) = message else { panic!("only descriptors come") };
+                self.passed.extend(descriptors);
+            }
+        }
+    }
+
+    fn connect(&mut self, timeout_ms: u32) -> Report {
+        self.ask(&ServerOrder::Connect { timeout_ms });
+        self.told()
+    }
+}
+
+#[test]
+fn a_server_is_reached_by_connections_that_are_handed_over() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let served = &mut Served::start("serve", "echo up; exec sleep 60", listener.local_addr().unwrap().port());
+    for word in [b"one", b"two"] {
+        assert_eq!(served.connect(5000), Report::Connected);
+        let mut client = TcpStream::from(served.passed.pop().unwrap());
+        client.set_nonblocking(false).unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        client.write_all(word).unwrap();
+        let mut heard = [0; 3];
+        server.read_exact(&mut heard).unwrap();
+        assert_eq!(&heard, word);
+    }
+    // What was printed before the question is told before the answer.
+    let mut waited = Instant::now() + Duration::from_secs(10);
+    while served.printed != b"up\n" {
+        assert!(Instant::now() < waited, "it printed {:?}", served.printed);
+        served.ask(&ServerOrder::Flush);
+        assert_eq!(served.told(), Report::Flushed);
+    }
+    waited = Instant::now() + Duration::from_secs(10);
+    drop(listener);
+    assert!(matches!(served.connect(50), Report::Unconnected(_)) && Instant::now() < waited);
+}
+
+#[test]
+fn a_server_that_listens_late_is_waited_for() {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let served = &mut Served::start("late", "exec sleep 60", port);
+    assert_eq!(served.connect(30), Report::Unconnected(libc::ECONNREFUSED));
+    served.ask(&ServerOrder::Connect { timeout_ms: 20_000 });
+    let _listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
+    assert_eq!(served.told(), Report::Connected);
+    assert_eq!(served.passed.len(), 1);
+}
+
+#[test]
+fn the_end_of_a_server_is_told_to_who_waits_for_it() {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let served = &mut Served::start("end", "echo last words; sleep 0.1; exit 7", port);
+    assert_eq!(served.connect(20_000), Report::Unconnected(libc::ECONNREFUSED));
+    let Report::Done(done) = served.told() else { panic!("the end comes next") };
+    assert_eq!((done.how, &served.printed[..]), (How::Exited(7), &b"last words\n"[..]));
+    assert_eq!(served.connect(20_000), Report::Unconnected(libc::ECONNREFUSED));
+}
+
+#[test]
+fn a_servers_output_is_capped_by_the_second() {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let served = &mut Served::start("chatty", "head -c 5000 /dev/zero; sleep 1.1; echo later; exit 0", port);
+    let Report::Done(done) = served.told() else { panic!("the end comes first") };
+    assert!(done.truncated && served.printed.len() == 106, "{} bytes", served.printed.len());
+    assert!(served.printed.ends_with(b"later\n"));
 }

@@ -6,8 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use common::digest::Digest;
-use common::function::Limits;
-use common::function::{Access, DeploymentSpec, Status};
+use common::function::{Access, Contract, DeploymentSpec, Limits, Status};
 use common::ids::{DeploymentId, FunctionId, InvocationId, UserId};
 use common::invocation::Record;
 use common::names::{FunctionName, Handle, RuntimeName};
@@ -151,6 +150,8 @@ pub struct NewDeployment {
     pub archive_root: Option<String>,
     /// Who may invoke it.
     pub access: Access,
+    /// How it is called.
+    pub contract: Contract,
     /// What one invocation may use.
     pub limits: Limits,
     /// The function's own environment.
@@ -169,6 +170,7 @@ impl NewDeployment {
             entrypoint: self.entrypoint,
             archive: self.archive,
             archive_root: self.archive_root,
+            contract: self.contract,
             limits: self.limits,
             env: self.env,
             egress: self.egress,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, NaiveDateTime, SubsecRound, Utc};
-use common::function::{Access, DeploymentSpec, Limits, Status};
+use common::function::{Access, Contract, DeploymentSpec, Limits, Status};
 use common::invocation::{Outcome, Record};
 use common::phases::{ColdCause, Phases};
 use futures_util::{Stream, TryStreamExt as _};
@@ -76,7 +76,7 @@ macro_rules! select_functions {
                  SELECT 1 FROM function_deployments b WHERE b.function_id = f.id AND b.status = 'building'
                ) AS building,
                d.id AS deployment_id, d.version, d.runtime, d.entrypoint, d.archive, d.archive_root, d.access,
-               d.timeout_ms, d.memory_mb, d.concurrency, d.env, d.egress
+               d.contract, d.idle_timeout_ms, d.timeout_ms, d.memory_mb, d.concurrency, d.env, d.egress
              FROM functions f
              JOIN users u ON u.id = f.owner_id
              LEFT JOIN function_deployments d ON d.function_id = f.id AND d.version = f.active_version ",
@@ -113,6 +113,8 @@ pub(crate) struct FunctionRow {
     archive: Option<String>,
     archive_root: Option<String>,
     access: Option<String>,
+    contract: Option<String>,
+    idle_timeout_ms: Option<i32>,
     timeout_ms: Option<i32>,
     memory_mb: Option<i32>,
     concurrency: Option<i32>,
@@ -157,6 +159,7 @@ fn active(deployment: Uuid, row: &mut FunctionRow) -> Result<ActiveDeployment, E
         entrypoint: text(&mut row.entrypoint, "entrypoint")?,
         archive: text(&mut row.archive, "digest")?.parse().map_err(|_| Error::Damaged("digest"))?,
         archive_root: row.archive_root.take(),
+        contract: contract(&text(&mut row.contract, "contract")?, row.idle_timeout_ms)?,
         limits: Limits {
             timeout_ms: number(row.timeout_ms, "timeout")?,
             memory_mb: number(row.memory_mb, "memory limit")?,
@@ -166,6 +169,14 @@ fn active(deployment: Uuid, row: &mut FunctionRow) -> Result<ActiveDeployment, E
         egress: row.egress.ok_or(Error::Damaged("egress flag"))?,
     };
     Ok(ActiveDeployment { spec, access: access(&text(&mut row.access, "access mode")?)? })
+}
+
+fn contract(word: &str, idle_timeout_ms: Option<i32>) -> Result<Contract, Error> {
+    match (word, idle_timeout_ms) {
+        ("file", None) => Ok(Contract::File),
+        ("http", Some(ms)) => Ok(Contract::Http { idle_timeout_ms: unsigned(ms, "idle timeout")? }),
+        _ => Err(Error::Damaged("contract")),
+    }
 }
 
 fn access(word: &str) -> Result<Access, Error> {

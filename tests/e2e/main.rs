@@ -21,7 +21,9 @@ mod real_programs;
 mod receipts;
 mod records;
 mod sandbox_settings;
+mod servers;
 mod two_processes;
+mod websocket;
 
 /// The platform of all tests that do not stop theirs; each registers users of its own.
 async fn shared() -> Result<&'static Platform> {

@@ -142,6 +142,17 @@ impl Platform {
         Ok(String::from_utf8(output.stdout)?.lines().map(str::to_owned).collect())
     }
 
+    /// The most memory that each program has had so far, in bytes.
+    pub(crate) fn peak_memory(&self) -> Result<Vec<(String, u64)>> {
+        let of = |program: &Program| {
+            let status = std::fs::read_to_string(format!("/proc/{}/status", program.child.id()))?;
+            let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+            let peak = field("VmHWM:").and_then(|text| text.strip_suffix(" kB")?.parse::<u64>().ok());
+            Ok((field("Name:").unwrap_or_default().to_owned(), peak.context("no VmHWM")? * 1024))
+        };
+        self.running.iter().map(of).collect()
+    }
+
     /// Ends every program at once, as a power cut would.
     pub(crate) fn kill(&mut self) -> Result<()> {
         for mut program in self.running.drain(..) {

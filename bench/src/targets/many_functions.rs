@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 use common::digest::Digest;
-use common::function::{Access, Limits};
+use common::function::{Access, Contract, Limits};
 use common::ids::{DeploymentId, FunctionId};
 use serde_json::json;
 use store::{NewDeployment, StoreArgs};
@@ -96,6 +96,7 @@ async fn fill(data_dir: &Path, count: usize) -> Result<()> {
             archive: Digest::of(number.to_string().as_bytes()),
             archive_root: None,
             access: Access::Private,
+            contract: Contract::File,
             limits: Limits { timeout_ms: 5000, memory_mb: 128, concurrency: 10 },
             env: Default::default(),
             egress: false,

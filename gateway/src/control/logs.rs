@@ -10,7 +10,7 @@ use axum::response::sse::Event;
 use axum::response::{IntoResponse, Response};
 use common::error::Code;
 use common::ids::{InvocationId, UserId};
-use common::invocation::{Logs, Record, RequestInfo};
+use common::invocation::{Logs, Outcome, Record, RequestInfo};
 use futures_util::stream::{self, Stream};
 use prometheus::IntGauge;
 use serde::Serialize;
@@ -67,7 +67,7 @@ struct Entry {
 
 impl From<Record> for Entry {
     fn from(record: Record) -> Self {
-        let success = record.outcome.code().is_none();
+        let success = record.outcome == Outcome::Success;
         Self {
             id: record.id,
             status: if success { "success" } else { "error" },

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use common::archive::Contents;
 use common::error::Code;
-use common::function::{Access, Limits};
+use common::function::{Access, Contract, Limits};
 use common::manifest::{Ceilings, Manifest};
 use common::runtime::{Detected, Runtimes};
 
@@ -17,6 +17,7 @@ pub(crate) struct Plan {
     pub(crate) detected: Detected,
     pub(crate) archive_root: Option<String>,
     pub(crate) access: Access,
+    pub(crate) contract: Contract,
     pub(crate) limits: Limits,
     pub(crate) env: BTreeMap<String, String>,
     pub(crate) egress: bool,
@@ -45,10 +46,13 @@ impl Plan {
         let (limits, mut messages) = manifest.limits(ceilings);
         let (egress, message) = manifest.egress(ceilings);
         messages.extend(message);
+        let (contract, message) = manifest.contract(ceilings).map_err(|error| refused(error.to_string()))?;
+        messages.extend(message);
         Ok(Self {
             detected,
             archive_root: contents.root.clone(),
             access: manifest.access.unwrap_or(Access::Private),
+            contract,
             limits,
             env: manifest.env,
             egress,

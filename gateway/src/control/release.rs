@@ -138,6 +138,7 @@ fn new_deployment(owner: UserId, name: FunctionName, archive: Digest, plan: &Pla
         archive,
         archive_root: plan.archive_root.clone(),
         access: plan.access,
+        contract: plan.contract,
         limits: plan.limits,
         env: plan.env.clone(),
         egress: plan.egress,

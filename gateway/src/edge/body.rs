@@ -7,12 +7,14 @@ use std::time::Duration;
 
 use bytes::{Buf as _, Bytes};
 use common::error::{Code, PublicError};
+use common::stream::Pace;
 use http::HeaderMap;
 use http::header::EXPECT;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
+use super::stream::Watch;
 use crate::fleet::stock::Lease;
 
 /// How long a client's body may stand still.
@@ -64,10 +66,18 @@ pub(crate) struct ClientBody {
     inner: Incoming,
     limit: u64,
     seen: u64,
-    deadline: Duration,
+    time: Time,
     /// The client sends nothing before it is asked to go on, which the first read does.
     waits: bool,
     clock: Option<Clock>,
+}
+
+/// How long a body may take.
+enum Time {
+    /// So long as a whole; and it may not stand still.
+    Own(Duration),
+    /// As long as its call, in which the answer may go the other way meanwhile.
+    Call(Pace),
 }
 
 /// Started when the body makes us wait for the first time: most never do.
@@ -81,12 +91,23 @@ impl ClientBody {
     /// The body of the request with these `headers`, of which at most `limit` bytes pass, and which takes at most
     /// `deadline`.
     pub(crate) fn new(inner: Incoming, headers: &HeaderMap, limit: u64, deadline: Duration) -> Self {
-        Self { inner, limit, seen: 0, deadline, waits: headers.contains_key(EXPECT), clock: None }
+        let (time, waits) = (Time::Own(deadline), headers.contains_key(EXPECT));
+        Self { inner, limit, seen: 0, time, waits, clock: None }
     }
 
     /// Lets more of it pass, and gives it more time.
     pub(crate) fn allow(&mut self, limit: u64, deadline: Duration) {
-        (self.limit, self.deadline) = (limit, deadline);
+        (self.limit, self.time) = (limit, Time::Own(deadline));
+    }
+
+    /// Lets all of it pass, in the time of its call.
+    pub(crate) fn stream(&mut self, pace: Pace) {
+        (self.limit, self.time) = (u64::MAX, Time::Call(pace));
+    }
+
+    /// Whether there is something, and the client did not say how much.
+    pub(crate) fn is_of_unknown_length(&self) -> bool {
+        !self.inner.is_end_stream() && self.inner.size_hint().exact().is_none()
     }
 
     /// Whether the client says itself that it is too large.
@@ -99,6 +120,7 @@ impl ClientBody {
         if self.waits {
             return;
         }
+        self.time = Time::Own(DISCARD_DEADLINE);
         self.limit = self.limit.max(MAX_DISCARDED);
         let rest = async {
             use http_body_util::BodyExt as _;
@@ -111,7 +133,7 @@ impl ClientBody {
 
     fn poll_clock(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let now = Instant::now();
-        let deadline = self.deadline;
+        let Time::Own(deadline) = self.time else { return Poll::Pending };
         let clock = self.clock.get_or_insert_with(|| {
             let end = now + deadline;
             Clock { sleep: Box::pin(tokio::time::sleep_until(end.min(now + IDLE))), progress: now, end }
@@ -138,6 +160,9 @@ impl Body for ClientBody {
                 ready!(self.poll_clock(cx));
                 return Poll::Ready(Some(Err(self.late())));
             };
+            if let Time::Call(pace) = &self.time {
+                pace.heard();
+            }
             if let Some(clock) = &mut self.clock {
                 clock.progress = Instant::now();
             }
@@ -189,11 +214,13 @@ pub(crate) enum AnswerBody {
 pub(crate) struct NodeBody {
     inner: Incoming,
     lease: Option<Lease>,
+    /// A server's answer has its time, and its place until the last byte.
+    watch: Option<Watch>,
 }
 
 impl NodeBody {
-    pub(crate) fn new(inner: Incoming, lease: Lease) -> Self {
-        let mut body = Self { inner, lease: Some(lease) };
+    pub(crate) fn new(inner: Incoming, lease: Lease, watch: Option<Watch>) -> Self {
+        let mut body = Self { inner, lease: Some(lease), watch };
         if body.inner.is_end_stream() {
             body.give_back();
         }
@@ -201,6 +228,7 @@ impl NodeBody {
     }
 
     fn give_back(&mut self) {
+        self.watch = None;
         if let Some(lease) = self.lease.take() {
             lease.give_back();
         }
@@ -233,8 +261,12 @@ impl Body for AnswerBody {
                 match &frame {
                     None => body.give_back(),
                     Some(Ok(_)) if body.inner.is_end_stream() => body.give_back(),
-                    Some(Ok(_)) => {}
-                    Some(Err(_)) => body.lease = None,
+                    Some(Ok(_)) => {
+                        if let Some(watch) = &body.watch {
+                            watch.heard();
+                        }
+                    }
+                    Some(Err(_)) => (body.lease, body.watch) = (None, None),
                 }
                 Poll::Ready(frame.map(|frame| frame.map_err(AnswerError::Node)))
             }

@@ -10,9 +10,11 @@ use std::time::Duration;
 
 use common::error::{Chain, Code, PublicError};
 use common::protocol::{AUTH_US, DEPLOYMENT, FORM, GATE_US, INVOCATION, ORDER, ORDER_INVOKE};
+use common::stream::{name_websocket, names_websocket};
+use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::request::Parts;
-use http::{HeaderName, HeaderValue, Request, Response, Uri, Version};
-use http_body_util::BodyExt as _;
+use http::{HeaderName, HeaderValue, Request, Response, StatusCode, Uri, Version};
+use http_body_util::{BodyExt as _, Either};
 use hyper::body::Incoming;
 use hyper::client::conn::TrySendError;
 use tokio::time::{Instant, timeout_at};
@@ -22,11 +24,12 @@ use super::body::{Cut, NodeBody};
 use super::limits::Permit;
 use super::routes::Route;
 use super::stopwatch::Phases;
+use super::stream::Streaming;
 use crate::fleet::Fleet;
 use crate::fleet::stock::{Lease, NodeLink, Payload};
 
 /// How long a node may take to have a sandbox ready, on top of the function's own time.
-const START_ALLOWANCE: Duration = Duration::from_secs(60);
+pub(crate) const START_ALLOWANCE: Duration = Duration::from_secs(60);
 
 /// How long a client may take to send the body of a call.
 pub(crate) const UPLOAD_DEADLINE: Duration = Duration::from_secs(120);
@@ -54,6 +57,8 @@ pub(crate) struct Invocation {
     /// What the record says of the way here.
     pub(crate) so_far: Phases,
     pub(crate) permit: Permit,
+    /// Set where the function is a server.
+    pub(crate) streaming: Option<Streaming>,
 }
 
 type Sent = Result<Response<Incoming>, TrySendError<Request<Payload>>>;
@@ -66,9 +71,15 @@ pub(crate) async fn forward(
     fleet: &Fleet,
     tasks: &TaskTracker,
     link: &Arc<NodeLink>,
-    call: Invocation,
+    mut call: Invocation,
 ) -> Result<Response<NodeBody>, PublicError> {
-    let deadline = Instant::now() + call.route.timeout + START_ALLOWANCE + UPLOAD_DEADLINE;
+    let streaming = call.streaming.take();
+    let time = streaming.as_ref().map_or(call.route.timeout + START_ALLOWANCE, Streaming::until_head);
+    let deadline = Instant::now() + time + UPLOAD_DEADLINE;
+    if let Some(streaming) = &streaming {
+        name_again(&mut call, streaming);
+    }
+    let patient = streaming.is_none();
     let (mut request, permit) = order(call);
     let mut permit = Some(permit);
     for _ in 0..ATTEMPTS {
@@ -76,12 +87,13 @@ pub(crate) async fn forward(
             return Err(PublicError::new(Code::NoNode, "no node can take the call now: try again in a moment"));
         };
         let answer = Box::pin(lease.sender.try_send_request(request));
-        let flight = Flight { answer: Some(answer), lease: Some(lease), permit: permit.take(), deadline, tasks };
+        let flight =
+            Flight { answer: Some(answer), lease: Some(lease), permit: permit.take(), deadline, patient, tasks };
         let Ok((sent, lease, kept)) = timeout_at(deadline, flight).await else {
             return Err(PublicError::new(Code::NodeLost, "the node did not answer in time; the call may have run"));
         };
         match sent {
-            Ok(answer) => return Ok(answer.map(|body| NodeBody::new(body, lease))),
+            Ok(answer) => return arrived(answer, lease, kept, streaming, tasks),
             Err(mut error) => {
                 if let Some(unsent) = error.take_message() {
                     permit = kept;
@@ -95,8 +107,46 @@ pub(crate) async fn forward(
     Err(PublicError::new(Code::NoNode, "no connection to the node holds: try again in a moment"))
 }
 
+/// The answer's head is here. A process has ended by then; a server's call goes on.
+fn arrived(
+    mut answer: Response<Incoming>,
+    lease: Lease,
+    permit: Option<Permit>,
+    streaming: Option<Streaming>,
+    tasks: &TaskTracker,
+) -> Result<Response<NodeBody>, PublicError> {
+    let switches = answer.status() == StatusCode::SWITCHING_PROTOCOLS;
+    let Some(mut streaming) = streaming else {
+        return if switches { Err(unasked()) } else { Ok(answer.map(|body| NodeBody::new(body, lease, None))) };
+    };
+    if switches {
+        let client = streaming.upgrade.take().filter(|_| names_websocket(answer.headers())).ok_or_else(unasked)?;
+        let node = hyper::upgrade::on(&mut answer);
+        streaming.carry(tasks, client, node, permit);
+        return Ok(answer.map(|body| NodeBody::new(body, lease, None)));
+    }
+    let watch = streaming.watch(permit);
+    Ok(answer.map(|body| NodeBody::new(body, lease, Some(watch))))
+}
+
+/// The agent lets no such answer through.
+fn unasked() -> PublicError {
+    PublicError::new(Code::NodeLost, "the node went over to a protocol that nobody asked for")
+}
+
+/// Says on the link what the gate took off, because it was of the client's connection only.
+fn name_again(call: &mut Invocation, streaming: &Streaming) {
+    let is_unknown = matches!(&call.body, Either::Left(body) if body.is_of_unknown_length());
+    if streaming.upgrade.is_some() {
+        name_websocket(&mut call.parts.headers);
+    } else if is_unknown && !call.parts.headers.contains_key(CONTENT_LENGTH) {
+        // hyper alone would take a GET's body for none.
+        call.parts.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
+}
+
 fn order(call: Invocation) -> (Request<Payload>, Permit) {
-    let Invocation { route, mut parts, body, target, form, id, so_far, permit } = call;
+    let Invocation { route, mut parts, body, target, form, id, so_far, permit, .. } = call;
     parts.uri = target;
     parts.version = Version::HTTP_11;
     parts.extensions.clear();
@@ -124,13 +174,16 @@ fn explain(error: &hyper::Error) -> PublicError {
     PublicError::new(Code::NodeLost, "the node went away during the call, which may have run")
 }
 
-/// A call under way. When the client goes away in the middle, the call is still waited for: it runs to its end,
-/// holds its place in the function's concurrency until then, and the connection is not wasted.
+/// A call under way. When the client goes away in the middle, a process is still waited for: it runs to its end,
+/// holds its place in the function's concurrency until then, and the connection is not wasted. A server is told at once,
+/// by the connection's end.
 struct Flight<'a> {
     answer: Option<Pin<Box<dyn Future<Output = Sent> + Send>>>,
     lease: Option<Lease>,
     permit: Option<Permit>,
     deadline: Instant,
+    /// Whether the call is waited for when its client is gone.
+    patient: bool,
     tasks: &'a TaskTracker,
 }
 
@@ -149,6 +202,9 @@ impl Future for Flight<'_> {
 impl Drop for Flight<'_> {
     fn drop(&mut self) {
         let (Some(answer), Some(lease)) = (self.answer.take(), self.lease.take()) else { return };
+        if !self.patient {
+            return;
+        }
         let (permit, deadline) = (self.permit.take(), self.deadline);
         // At the end of the runtime there is nobody to wait.
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };

@@ -206,20 +206,27 @@ impl ServerApp for Door {
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_DEADLINE)
             .max_buf_size(ENGINE_HEAD_BYTES)
-            .serve_connection(TokioIo::new(Prompt::new(stream, STALL)), service);
+            .serve_connection(TokioIo::new(Prompt::new(stream, STALL)), service)
+            .with_upgrades();
         let mut connection = std::pin::pin!(connection);
         let mut closing = closing.clone();
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
+            () = peer.cut.notified() => Ok(()),
             // Not the guard that `wait_for` returns: it is not to be held while the connection goes on.
             () = async { closing.wait_for(|closing| *closing).await.ok(); } => {
                 let end = Instant::now() + self.grace;
                 tokio::select! {
                     ended = connection.as_mut() => ended,
+                    () = peer.cut.notified() => Ok(()),
                     () = sleep(SETTLE.min(self.grace)) => {
                         // What is in flight is answered, what is silent is closed.
                         connection.as_mut().graceful_shutdown();
-                        tokio::select! { ended = connection => ended, () = sleep_until(end) => Ok(()) }
+                        tokio::select! {
+                            ended = connection => ended,
+                            () = peer.cut.notified() => Ok(()),
+                            () = sleep_until(end) => Ok(()),
+                        }
                     }
                 }
             }

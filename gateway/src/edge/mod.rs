@@ -14,6 +14,8 @@ use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, Request, Response, Uri};
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
+use hyper::upgrade::OnUpgrade;
+use tokio::sync::Notify;
 use tokio_util::task::TaskTracker;
 
 use crate::fleet::Fleet;
@@ -33,6 +35,7 @@ mod receipt;
 pub(crate) mod routes;
 mod seats;
 pub(crate) mod stopwatch;
+pub(crate) mod stream;
 mod verified;
 
 use body::{AnswerBody, ClientBody};
@@ -43,6 +46,7 @@ use identity::{Denied, Identity};
 use limits::{Client, Limits};
 use receipt::{Answer, Receipt};
 use routes::{Route, Routes, Target};
+use stream::Streaming;
 
 /// The id of the request, in the extensions of every request of the control API.
 #[derive(Clone, Copy, Debug)]
@@ -72,13 +76,15 @@ pub(crate) struct Edge {
 pub(crate) struct Peer {
     address: IpAddr,
     address_text: HeaderValue,
+    /// Closes the connection, whatever it stands at.
+    pub(crate) cut: Arc<Notify>,
 }
 
 impl Peer {
     pub(crate) fn new(address: IpAddr) -> Self {
         let address = address.to_canonical();
         let address_text = HeaderValue::try_from(address.to_string()).expect("an address is a valid header value");
-        Self { address, address_text }
+        Self { address, address_text, cut: Arc::default() }
     }
 }
 
@@ -87,6 +93,8 @@ struct Call {
     route: Arc<Route>,
     target: Uri,
     form: &'static str,
+    /// Set for a real request to a server.
+    streaming: Option<Streaming>,
     /// Whom the rate counts for.
     client: Client,
 }
@@ -108,13 +116,17 @@ impl Edge {
         let (mut parts, body) = request.into_parts();
         let mut body = ClientBody::new(body, &parts.headers, self.max_request_bytes, forward::UPLOAD_DEADLINE);
         // What can be said of a request before its body is read. A refusal lets the client finish sending first.
+        let upgrade = gate::wants_websocket(&parts);
         let decided = gate::admit(&mut parts, &peer.address_text).and_then(|()| self.decide(peer, &mut parts, receipt));
+        let decided = decided.and_then(|decision| decision.stream(peer, &mut parts, upgrade));
         let decision = match decided {
             // A refusal counts, too: else guessing names and tokens would cost nothing.
             Err(error) if error.code != Code::RateLimited => {
                 Err(self.limits.client(Client::Address(peer.address)).err().unwrap_or(error))
             }
-            Ok(Decision::Call(_)) if body.is_declared_too_large() => Err(body::too_large(self.max_request_bytes)),
+            Ok(Decision::Call(Call { streaming: None, .. })) if body.is_declared_too_large() => {
+                Err(body::too_large(self.max_request_bytes))
+            }
             decided => decided,
         };
         match decision {
@@ -162,6 +174,7 @@ impl Edge {
                     route: route.clone(),
                     target: target(rest, parts.uri.query()),
                     form: FORM_HTTP,
+                    streaming: None,
                     client: caller.map_or(address, Client::User),
                 }
             }
@@ -173,7 +186,13 @@ impl Edge {
                 receipt.watch.routed();
                 let caller = self.identity.bearer(&parts.headers).map_err(unauthorized)?;
                 let route = self.routes.now().by_key(caller, key).cloned().ok_or_else(not_found)?;
-                Call { route, target: Uri::from_static("/"), form: FORM_ENVELOPE, client: Client::User(caller) }
+                Call {
+                    route,
+                    target: Uri::from_static("/"),
+                    form: FORM_ENVELOPE,
+                    streaming: None,
+                    client: Client::User(caller),
+                }
             }
         };
         self.limits.client(call.client)?;
@@ -209,10 +228,10 @@ impl Edge {
         &self,
         call: Call,
         parts: Parts,
-        body: ClientBody,
+        mut body: ClientBody,
         receipt: &mut Receipt<'_>,
     ) -> Result<Answer, PublicError> {
-        let Call { route, target, form, .. } = call;
+        let Call { route, target, form, streaming, .. } = call;
         let limit = route.spec.limits.concurrency;
         let busy = || {
             let sentence = format!("the function has {limit} calls under way, which is its limit: try again");
@@ -225,15 +244,21 @@ impl Edge {
             return Err(busy());
         }
         receipt.watch.admitted();
-        // A node reads the whole body before it does anything, so nothing is lost by reading it here, and whoever
-        // sends slowly holds nothing that others need.
-        let body = Either::Right(Full::new(self.room.gather(body).await?));
+        let body = match &streaming {
+            Some(streaming) => {
+                body.stream(streaming.pace().clone());
+                Either::Left(body)
+            }
+            // A node reads the whole body before it does anything, so nothing is lost by reading it here, and whoever
+            // sends slowly holds nothing that others need.
+            None => Either::Right(Full::new(self.room.gather(body).await?)),
+        };
         let permit = route.admission.admit(limit).ok_or_else(busy)?;
         let Some(link) = self.fleet.placed(route.spec.deployment).await else {
             return Err(PublicError::new(Code::NoNode, "no node is linked: try again in a moment"));
         };
         let (id, so_far) = (receipt.id_text.clone(), receipt.watch.so_far());
-        let invocation = Invocation { route, parts, body, target, form, id, so_far, permit };
+        let invocation = Invocation { route, parts, body, target, form, id, so_far, permit, streaming };
         forward::forward(&self.fleet, &self.tasks, &link, invocation).await.map(Answer::Node)
     }
 }
@@ -242,6 +267,26 @@ enum Decision {
     Home,
     Control,
     Call(Call),
+}
+
+impl Decision {
+    /// Gives a real request to a server what it has beyond others. Elsewhere a wish for a WebSocket is ignored.
+    fn stream(
+        mut self,
+        peer: &Peer,
+        parts: &mut Parts,
+        upgrade: Result<bool, PublicError>,
+    ) -> Result<Self, PublicError> {
+        if let Self::Call(call) = &mut self {
+            if call.form == FORM_HTTP {
+                call.streaming = Streaming::of(&call.route.spec, forward::START_ALLOWANCE, &peer.cut);
+            }
+            if let Some(streaming) = &mut call.streaming {
+                streaming.upgrade = if upgrade? { parts.extensions.remove::<OnUpgrade>() } else { None };
+            }
+        }
+        Ok(self)
+    }
 }
 
 fn not_found() -> PublicError {

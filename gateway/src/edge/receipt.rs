@@ -7,6 +7,7 @@ use common::ids::InvocationId;
 use common::invocation::Outcome;
 use common::phases::{AUTH, GATE, LINK, ServerTiming, TOTAL, micros};
 use common::protocol::{OUTCOME, OWN_HEADER_PREFIX, TIMING, TOOK_US};
+use common::stream::name_websocket;
 use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
 
@@ -66,7 +67,8 @@ impl<'a> Receipt<'a> {
             Err(error) => self.refusal(&error, duration),
         };
         response.headers_mut().insert(X_REQUEST_ID, self.id_text.clone());
-        if closing {
+        // An upgraded connection carries no other request anyway.
+        if closing && response.status() != StatusCode::SWITCHING_PROTOCOLS {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         self.metrics.request(self.kind, ending, duration);
@@ -76,12 +78,16 @@ impl<'a> Receipt<'a> {
     }
 
     fn node(&self, mut response: Response<NodeBody>, total: Duration) -> (Response<AnswerBody>, Ending) {
+        let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         let headers = response.headers_mut();
         let outcome = headers.get(OUTCOME).and_then(|word| word.to_str().ok()).and_then(Outcome::from_word);
         let took = headers.get(TOOK_US).and_then(|us| us.to_str().ok()?.parse().ok());
         let timing = self.timing(End::Answered(took), headers.get(TIMING), total);
         strip(headers);
         headers.append(SERVER_TIMING, timing);
+        if switches {
+            name_websocket(headers);
+        }
         let ending = match outcome {
             Some(outcome) => match outcome.code() {
                 None => Ending::Success,

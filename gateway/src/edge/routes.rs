@@ -227,6 +227,7 @@ mod tests {
                     archive_root: None,
                     limits: Limits { timeout_ms: 5000, memory_mb: 128, concurrency: 1 },
                     env: Default::default(),
+                    contract: common::function::Contract::File,
                     egress: false,
                 },
             }),

@@ -344,6 +344,7 @@ impl Stock {
                 Err(error) => return tracing::warn!(%error, "a work connection cannot be watched"),
             };
             let Ok((sender, connection)) = http1::handshake(TokioIo::new(stream)).await else { return };
+            let connection = connection.with_upgrades();
             stock.put(node, sender);
             drop(stock);
             tokio::select! {

@@ -6,7 +6,7 @@ use common::phases::{BUCKETS, COLD, ColdCause, FN, Phases, QUEUE, ServerTiming, 
 use http::HeaderValue;
 use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry};
 
-use crate::sandbox::Lease;
+use crate::sandbox::{Cold, Lease};
 
 /// Splits the wait for `lease`, from the moment when the request was read.
 pub(super) fn waited(phases: &mut Phases, wait: Duration, lease: &Lease) {
@@ -15,6 +15,14 @@ pub(super) fn waited(phases: &mut Phases, wait: Duration, lease: &Lease) {
     phases.queue_us = Some(micros(queue));
     phases.cold_us = cold.map(micros);
     phases.cold_cause = lease.cold().and_then(|cold| cold.cause);
+}
+
+/// Splits the `wait` for a place in a server, from the moment when the request was read.
+pub(super) fn entered(phases: &mut Phases, wait: Duration, cold: Option<Cold>) {
+    let (queue, start) = split(wait, wait, cold.map(|cold| cold.took));
+    phases.queue_us = Some(micros(queue));
+    phases.cold_us = start.map(micros);
+    phases.cold_cause = cold.and_then(|cold| cold.cause);
 }
 
 /// Of a call that waited for a `start`, what it stood in the queue beyond that is `queue`; all else is `cold`: the

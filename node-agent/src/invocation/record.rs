@@ -9,9 +9,12 @@ use common::ids::{InvocationId, NodeId};
 use common::invocation::{ContainerLogs, ExecutionError, Logs, Metadata, Outcome, Record, RequestInfo};
 use common::phases::{Phases, micros};
 
+use http::StatusCode;
+
 use super::request::storable;
 use super::result::Verdict;
 use crate::sandbox::Exit;
+use crate::server::Excerpt;
 
 /// Most that a record keeps of stdout, of stderr, and of the result, in bytes each.
 pub(crate) const MAX_KEPT_BYTES: usize = 64 * 1024;
@@ -53,6 +56,7 @@ pub(crate) fn of_run(begun: Begun<'_>, ran: &Ran<'_>, took: Duration, now: DateT
         end_time: rfc3339(now),
         timeout_ms: begun.spec.limits.timeout_ms,
         memory_limit_mb: begun.spec.limits.memory_mb,
+        status_code: None,
     };
     let result = verdict.body.as_ref().map(|body| {
         let bytes = body.get().as_bytes();
@@ -64,6 +68,43 @@ pub(crate) fn of_run(begun: Begun<'_>, ran: &Ran<'_>, took: Duration, now: DateT
     record.logs.metadata = Some(metadata);
     record.result = result;
     record.peak_memory_bytes = exit.peak_memory_bytes;
+    record
+}
+
+/// What is known of a call of a server.
+pub(crate) struct Called<'a> {
+    pub(crate) outcome: Outcome,
+    pub(crate) failure: Option<ExecutionError>,
+    /// As the record has it.
+    pub(crate) exit_code: i32,
+    /// What the server printed meanwhile; `None` when there was none.
+    pub(crate) printed: Option<&'a Excerpt>,
+    pub(crate) status: Option<StatusCode>,
+    /// How long the call was in the server.
+    pub(crate) served: Duration,
+}
+
+/// The record of a call of a server, that ended at `now`, `took` after the request arrived. The answer went by and
+/// is not kept.
+pub(crate) fn of_call(begun: Begun<'_>, called: Called<'_>, took: Duration, now: DateTime<Utc>) -> Record {
+    let Called { outcome, failure, exit_code, printed: excerpt, status, served } = called;
+    let container = excerpt.map(|excerpt| {
+        let (stdout, stdout_cut) = printed(&excerpt.stdout);
+        let (stderr, stderr_cut) = printed(&excerpt.stderr);
+        let truncated = excerpt.truncated || stdout_cut || stderr_cut;
+        ContainerLogs { stdout, stderr, exit_code, timestamp: rfc3339(now), truncated }
+    });
+    let metadata = Metadata {
+        function_uuid: begun.spec.function,
+        start_time: rfc3339(now - served),
+        end_time: rfc3339(now),
+        timeout_ms: begun.spec.limits.timeout_ms,
+        memory_limit_mb: begun.spec.limits.memory_mb,
+        status_code: status.map(|status| status.as_u16()),
+    };
+    let mut record = record(begun, outcome, failure, took);
+    record.logs.metadata = container.as_ref().map(|_| metadata);
+    record.logs.container = container;
     record
 }
 
@@ -123,6 +164,7 @@ mod tests {
             archive_root: None,
             limits: Limits { timeout_ms: 5000, memory_mb: 128, concurrency: 10 },
             env: std::collections::BTreeMap::new(),
+            contract: common::function::Contract::File,
             egress: false,
         }
     }

@@ -3,15 +3,16 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use chrono::{DateTime, SecondsFormat, Utc};
 use common::base64;
 use common::error::{Code, PublicError};
 use common::ids::InvocationId;
 use common::invocation::RequestInfo;
 use common::protocol::OWN_HEADER_PREFIX;
-use http::header::{CONTENT_TYPE, COOKIE};
-use http::{HeaderMap, request};
-use percent_encoding::percent_decode;
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, COOKIE, HOST};
+use http::{HeaderMap, HeaderValue, request};
+use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, percent_decode, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -54,6 +55,34 @@ struct Call {
     content_type: Option<String>,
 }
 
+impl Call {
+    fn of(head: &request::Parts) -> Self {
+        Self {
+            method: head.method.as_str().to_owned(),
+            path: head.uri.path().to_owned(),
+            query: parse_query(head.uri.query().unwrap_or_default()),
+            headers: visible_headers(&head.headers),
+            content_type: content_type(&head.headers),
+        }
+    }
+
+    fn info(&self, now: DateTime<Utc>) -> RequestInfo {
+        RequestInfo {
+            headers: kept(&self.headers),
+            query: kept(&self.query),
+            method: storable(&self.method, MAX_INFO_VALUE_BYTES),
+            path: storable(&self.path, MAX_INFO_PATH_BYTES),
+            content_type: self.content_type.as_deref().map(|text| storable(text, MAX_INFO_VALUE_BYTES)),
+            timestamp: now.to_rfc3339_opts(SecondsFormat::Millis, true),
+        }
+    }
+}
+
+/// What is kept of a request that is handed on as it is.
+pub(super) fn info(head: &request::Parts, now: DateTime<Utc>) -> RequestInfo {
+    Call::of(head).info(now)
+}
+
 #[derive(Serialize)]
 struct RequestFile<'a> {
     body: &'a RawValue,
@@ -76,13 +105,7 @@ pub(crate) fn from_http(
     id: InvocationId,
     now: DateTime<Utc>,
 ) -> Result<Handed, PublicError> {
-    let call = Call {
-        method: head.method.as_str().to_owned(),
-        path: head.uri.path().to_owned(),
-        query: parse_query(head.uri.query().unwrap_or_default()),
-        headers: visible_headers(&head.headers),
-        content_type: content_type(&head.headers),
-    };
+    let call = Call::of(head);
     let body = body_json(call.content_type.as_deref(), body)?;
     Ok(hand(&call, &body, id, now))
 }
@@ -108,6 +131,18 @@ pub(crate) fn from_envelope(
     id: InvocationId,
     now: DateTime<Utc>,
 ) -> Result<Handed, PublicError> {
+    let Described { call, body } = described(head, body)?;
+    let body = Body { json: body.map_or_else(|| RawValue::NULL.to_owned(), ToOwned::to_owned), is_base64: false };
+    Ok(hand(&call, &body, id, now))
+}
+
+/// What an envelope describes.
+struct Described<'a> {
+    call: Call,
+    body: Option<&'a RawValue>,
+}
+
+fn described<'a>(head: &request::Parts, body: &'a [u8]) -> Result<Described<'a>, PublicError> {
     let envelope = parse_envelope(body)?;
     let headers = scalars("headers", envelope.headers)?;
     let headers: BTreeMap<_, _> = headers.into_iter().map(|(name, value)| (name.to_ascii_lowercase(), value)).collect();
@@ -118,12 +153,52 @@ pub(crate) fn from_envelope(
         content_type: headers.get("content-type").cloned().or_else(|| content_type(&head.headers)),
         headers,
     };
-    let body = match envelope.body {
-        Some(raw) => Body { json: raw.to_owned(), is_base64: false },
-        None => Body { json: RawValue::NULL.to_owned(), is_base64: false },
-    };
-    Ok(hand(&call, &body, id, now))
+    Ok(Described { call, body: envelope.body })
 }
+
+/// The client's body is `{body, query, headers, method, path}`, and the server gets the request that it describes.
+///
+/// # Errors
+/// The body is not JSON (400), or describes no request (422).
+pub(super) fn real_from_envelope(
+    head: &request::Parts,
+    body: &[u8],
+    now: DateTime<Utc>,
+) -> Result<(http::Request<Bytes>, RequestInfo), PublicError> {
+    let Described { call, body } = described(head, body)?;
+    let info = call.info(now);
+    let body = body.map_or_else(Bytes::new, |json| Bytes::copy_from_slice(json.get().as_bytes()));
+    let mut request = http::Request::builder().method(call.method.as_str()).uri(target(&call.path, &call.query));
+    for (name, value) in &call.headers {
+        let ours = HOP_BY_HOP.contains(&name.as_str()) || name.starts_with(OWN_HEADER_PREFIX) || name == "host";
+        // What speaks of the connection is not the caller's, nor is the length of a body that we write.
+        if !ours && name != CONTENT_LENGTH.as_str() {
+            request = request.header(name, value);
+        }
+    }
+    let described = request.header(HOST, "localhost").body(body);
+    let mut request =
+        described.map_err(|error| PublicError::new(Code::Invalid, format!("No such request: {error}")))?;
+    if !request.body().is_empty() {
+        request.headers_mut().entry(CONTENT_TYPE).or_insert(HeaderValue::from_static("application/json"));
+    }
+    Ok((request, info))
+}
+
+/// Path and query as they stand in a request's first line.
+fn target(path: &str, query: &BTreeMap<String, String>) -> String {
+    let mut target = utf8_percent_encode(path, IN_PATHS).to_string();
+    for (number, (name, value)) in query.iter().enumerate() {
+        target.push(if number == 0 && !path.contains('?') { '?' } else { '&' });
+        target.extend(utf8_percent_encode(name, NON_ALPHANUMERIC));
+        target.push('=');
+        target.extend(utf8_percent_encode(value, NON_ALPHANUMERIC));
+    }
+    target
+}
+
+/// What a path may not hold as it is; an escape stays what it is.
+const IN_PATHS: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'#').add(b'<').add(b'>').add(b'`').add(b'{').add(b'}');
 
 fn parse_envelope(body: &[u8]) -> Result<Envelope<'_>, PublicError> {
     if body.trim_ascii().is_empty() {
@@ -228,15 +303,7 @@ fn hand(call: &Call, body: &Body, id: InvocationId, now: DateTime<Utc>) -> Hande
         invocation_id: id,
         is_base64_encoded: body.is_base64,
     };
-    let info = RequestInfo {
-        headers: kept(&call.headers),
-        query: kept(&call.query),
-        method: storable(&call.method, MAX_INFO_VALUE_BYTES),
-        path: storable(&call.path, MAX_INFO_PATH_BYTES),
-        content_type: call.content_type.as_deref().map(|text| storable(text, MAX_INFO_VALUE_BYTES)),
-        timestamp: now.to_rfc3339_opts(SecondsFormat::Millis, true),
-    };
-    Handed { json: serde_json::to_vec(&file).expect("maps of strings always serialise"), info }
+    Handed { json: serde_json::to_vec(&file).expect("maps of strings always serialise"), info: call.info(now) }
 }
 
 fn kept(map: &BTreeMap<String, String>) -> BTreeMap<String, String> {

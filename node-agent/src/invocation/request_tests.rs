@@ -129,3 +129,39 @@ fn a_record_keeps_little_of_a_large_head() {
     assert_eq!(storable("a\0b", 10), "a\u{fffd}b");
     assert_eq!(storable("üü", 3), "ü…");
 }
+
+fn check_real(envelope: Value, expected: Result<(&str, &str, &str), u16>) {
+    let head = head("POST", "/", &[("content-type", "application/json")]);
+    match (real_from_envelope(&head, envelope.to_string().as_bytes(), Utc::now()), expected) {
+        (Ok((request, _)), Ok((method, target, body))) => {
+            assert_eq!((request.method().as_str(), request.uri().to_string().as_str()), (method, target), "{envelope}");
+            assert_eq!(request.body(), body, "{envelope}");
+        }
+        (Err(error), Err(status)) => assert_eq!(error.code.status(), status, "{envelope}"),
+        (got, expected) => panic!("{envelope}: {got:?}, expected {expected:?}"),
+    }
+}
+
+#[test]
+fn an_envelope_becomes_a_real_request() {
+    check_real(json!({}), Ok(("POST", "/", "")));
+    check_real(json!({"body": {"a": 1.50}}), Ok(("POST", "/", r#"{"a":1.5}"#)));
+    check_real(json!({"method": "get", "path": "/a b/ü"}), Ok(("GET", "/a%20b/%C3%BC", "")));
+    check_real(json!({"path": "/a%20b", "query": {"x": "1&2", "y": true}}), Ok(("POST", "/a%20b?x=1%262&y=true", "")));
+    check_real(json!({"path": "/a?b=c", "query": {"x": 1}}), Ok(("POST", "/a?b=c&x=1", "")));
+    check_real(json!({"headers": {"a b": "c"}}), Err(422));
+    check_real(json!({"headers": {"a": "b\r\nc: d"}}), Err(422));
+    check_real(json!({"path": "x"}), Err(422));
+}
+
+#[test]
+fn a_real_request_has_its_own_headers() {
+    let head = head("POST", "/", &[]);
+    let headers =
+        json!({"X-Own": "yes", "Host": "evil", "Content-Length": "9", "dartcloud-order": "build", "upgrade": "h2c"});
+    let envelope = json!({"headers": headers, "body": 1}).to_string();
+    let (request, info) = real_from_envelope(&head, envelope.as_bytes(), Utc::now()).unwrap();
+    let seen: Vec<_> = request.headers().iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
+    assert_eq!(seen, [("x-own", "yes"), ("host", "localhost"), ("content-type", "application/json")]);
+    assert_eq!((info.method.as_str(), info.path.as_str()), ("POST", "/"));
+}

@@ -102,7 +102,14 @@ const CANNOT_START: i32 = 126;
 /// The exit code after SIGKILL, which is what the kernel sends for want of memory.
 const KILLED: i32 = 137;
 
-fn failed(outcome: Outcome, exit_code: i32, public: String, phase: &str, message: String, code: String) -> Verdict {
+pub(super) fn failed(
+    outcome: Outcome,
+    exit_code: i32,
+    public: String,
+    phase: &str,
+    message: String,
+    code: String,
+) -> Verdict {
     let public_code = outcome.code().expect("a failure's outcome has a public code");
     Verdict {
         outcome,

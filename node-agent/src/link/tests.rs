@@ -121,7 +121,7 @@ impl Orders for Echo {
             self.begun.notify_one();
             self.go.acquire().await.unwrap().forget();
         }
-        Response::new(Full::new(Bytes::from(path)).boxed_unsync())
+        Response::new(Full::new(Bytes::from(path)).map_err(|never| match never {}).boxed_unsync())
     }
 
     fn state(&self) -> NodeState {
@@ -246,6 +246,7 @@ fn spec() -> DeploymentSpec {
         archive_root: None,
         limits: Limits { timeout_ms: 1000, memory_mb: 64, concurrency: 1 },
         env: std::collections::BTreeMap::new(),
+        contract: common::function::Contract::File,
         egress: false,
     }
 }

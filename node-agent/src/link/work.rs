@@ -19,8 +19,9 @@ use tokio::net::UnixStream;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::{AnswerBody, Dialer, Link, LinkArgs, Orders, Stops};
+use super::{AnswerBody, Cut, Dialer, Link, LinkArgs, Orders, Stops};
 
 /// Most header lines of a request: what the edge lets through, and the link's own.
 const MAX_HEADERS: usize = 128;
@@ -156,9 +157,12 @@ impl Stock {
         over: &CancellationToken,
     ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         let _counted = Counted::new(&self.shared.connections);
-        let service = service_fn(|request| {
+        let upgraded = TaskTracker::new();
+        let service = service_fn(|mut request| {
             served.store(true, Ordering::Relaxed);
-            let busy = Busy::new(self);
+            let busy = Arc::new(Busy::new(self));
+            let cut = self.shared.stops.abort.clone();
+            request.extensions_mut().insert(Hold { cut, _busy: Arc::clone(&busy), _open: upgraded.token() });
             async move {
                 let response = busy.0.shared.orders.answer(request).await;
                 Ok::<_, Infallible>(response.map(|body| Held { body, _busy: busy }))
@@ -170,7 +174,13 @@ impl Stock {
                 // An idle connection waits for its next request as long as it takes.
                 .header_read_timeout(None)
                 .serve_connection(TokioIo::new(stream), service)
+                .with_upgrades()
         );
+        // An upgraded connection is another's now, and still takes its place here.
+        let until_left = async {
+            upgraded.close();
+            upgraded.wait().await;
+        };
         let stops = &self.shared.stops;
         let last_call = async {
             let orphaned = async {
@@ -183,10 +193,14 @@ impl Stock {
             // First, so that an answer that is ready at the same moment already says that it is the last.
             biased;
             () = last_call => connection.as_mut().graceful_shutdown(),
-            ended = connection.as_mut() => return Ok(ended?),
+            ended = connection.as_mut() => {
+                ended?;
+                until_left.await;
+                return Ok(());
+            }
         }
         tokio::select! {
-            ended = connection => Ok(ended?),
+            ended = async { connection.await?; until_left.await; Ok(()) } => ended,
             () = stops.abort.cancelled() => Err("cut off at the end of the drain".into()),
         }
     }
@@ -231,17 +245,26 @@ impl Drop for Busy {
     }
 }
 
+/// A request's hold on its connection, among its extensions: who upgrades the connection keeps it to the end.
+#[derive(Clone)]
+pub(crate) struct Hold {
+    /// Cancelled when everything is to be closed now.
+    pub(crate) cut: CancellationToken,
+    _busy: Arc<Busy>,
+    _open: TaskTrackerToken,
+}
+
 /// An answer's body that keeps its connection busy.
 struct Held {
     body: AnswerBody,
-    _busy: Busy,
+    _busy: Arc<Busy>,
 }
 
 impl Body for Held {
     type Data = Bytes;
-    type Error = Infallible;
+    type Error = Cut;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         Pin::new(&mut self.body).poll_frame(cx)
     }
 

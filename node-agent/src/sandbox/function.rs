@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::function::DeploymentSpec;
+use common::function::{Contract, DeploymentSpec};
 use common::ids::SandboxId;
 use common::runtime::{Runtime, Spare};
 use runner::wire::{self, Done, MAX_CALL_BYTES, Report, Run, Stream};
@@ -13,7 +13,7 @@ use runner::wire::{self, Done, MAX_CALL_BYTES, Report, Run, Stream};
 use super::SandboxArgs;
 use super::blank::Blank;
 use super::docker::Image;
-use super::lease::{Exit, How};
+use super::lease::{Exit, How, server};
 use super::mounts::{Exchange, Stage, is_furnished};
 use super::runner_link;
 use super::site::{Fault, Sandbox};
@@ -26,10 +26,10 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 #[derive(Debug)]
 pub(crate) struct Function {
     pub(crate) spec: Arc<DeploymentSpec>,
-    sandbox: Sandbox,
+    pub(super) sandbox: Sandbox,
     exchange: Exchange,
-    /// The run that every call is, encoded.
-    frame: Vec<u8>,
+    /// The run that every call is, or the server, encoded.
+    pub(super) frame: Vec<u8>,
     output_cap: usize,
     /// Whether processes are ready before their calls.
     has_spare: bool,
@@ -48,7 +48,9 @@ impl Function {
         let Blank { mut sandbox, exchange, image } = blank;
         let output_cap = args.sandbox_output_kb as usize * 1024;
         let argv = runtime.run_command(&spec.entrypoint);
-        let call = runtime.run.spare.as_ref().and_then(|spare| call(spare, &argv, &runtime.run.env, &spec.env));
+        // A server is one process for all calls, so none is ready before one.
+        let spare = runtime.run.spare.as_ref().filter(|_| spec.contract == Contract::File);
+        let call = spare.and_then(|spare| call(spare, &argv, &runtime.run.env, &spec.env));
         let run = Run {
             argv: argv.into_iter().map(String::into_bytes).collect(),
             env: environment(&image, &runtime.run.env, &spec.env),
@@ -59,7 +61,11 @@ impl Function {
             call: call.unwrap_or_default(),
         };
         let has_spare = !run.call.is_empty();
-        let frame = runner_link::encode(|frame| run.encode(frame)).map_err(|_| Fault::Environment)?;
+        let frame = runner_link::encode(|frame| match spec.contract {
+            Contract::File => run.encode(frame),
+            Contract::Http { .. } => server(run).encode(frame),
+        });
+        let frame = frame.map_err(|_| Fault::Environment)?;
         if runtime.run.spare.is_some() && !has_spare {
             let none = runner_link::encode(|frame| wire::Spare::default().encode(frame)).map_err(Fault::Link)?;
             sandbox.link.send(&none).await.map_err(Fault::Link)?;
@@ -101,6 +107,10 @@ impl Function {
             match self.sandbox.link.receive().await {
                 Ok(Report::Output { stream, bytes }) => printed.add(stream, &bytes, self.output_cap),
                 Ok(Report::Done(done)) => break Ok(done),
+                // Only a server's runner has these to say.
+                Ok(Report::Connected | Report::Unconnected(_) | Report::Flushed) => {
+                    break Err(io::ErrorKind::InvalidData.into());
+                }
                 Err(error) => break Err(error),
             }
         };
@@ -152,7 +162,7 @@ impl Printed {
     }
 }
 
-fn how(done: &Done, out_of_memory: bool) -> How {
+pub(super) fn how(done: &Done, out_of_memory: bool) -> How {
     match done.how {
         wire::How::TimedOut => How::TimedOut,
         wire::How::Exited(0) => How::Exited(0),

@@ -9,6 +9,10 @@ use common::phases::ColdCause;
 use super::Sandboxes;
 use super::function::Function;
 
+mod serving;
+
+pub(crate) use serving::{PORT, Serving, Word, server};
+
 /// How much longer than the function the runner may take: it kills, waits for the dead, and reports.
 const REPORT_LIMIT: Duration = Duration::from_secs(15);
 

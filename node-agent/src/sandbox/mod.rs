@@ -43,6 +43,7 @@ pub use args::{BuildArgs, SandboxArgs};
 pub use disk::{Disk, release};
 pub use docker::DockerError;
 pub use lease::{Cold, Exit, Gone, How, Lease, ResultFile};
+pub(crate) use lease::{PORT, Serving, Word};
 pub use mounts::{Build, MountError};
 pub use workshop::{BuildError, BuildExit, BuildJob, MAX_BUILD_ENTRIES};
 
@@ -207,6 +208,21 @@ impl Sandboxes {
         let (busy, warm, memory_used_mb) = self.lock().pool.counts();
         let busy = u32::try_from(busy).unwrap_or(u32::MAX);
         Counts { busy, warm, memory_total_mb: self.total_mb, memory_used_mb }
+    }
+
+    /// Whether calls of other deployments wait for memory, which an idle server could give them.
+    pub(crate) fn others_starve(&self, deployment: DeploymentId) -> bool {
+        self.lock().pool.others_starve(deployment)
+    }
+
+    /// How long something that is idle is kept.
+    pub(crate) fn idle(&self) -> Duration {
+        self.args.idle()
+    }
+
+    /// How much is kept of what a call prints, in bytes.
+    pub(crate) fn output_cap(&self) -> usize {
+        self.args.sandbox_output_kb as usize * 1024
     }
 
     /// Sees to it that the image of a runtime is there, so that the first call does not wait for a pull.

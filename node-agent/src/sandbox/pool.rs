@@ -310,7 +310,7 @@ impl<S> Pool<S> {
     }
 
     /// Whether calls of another deployment wait, which has no sandbox and, for want of memory, gets none.
-    fn others_starve(&self, deployment: DeploymentId) -> bool {
+    pub(crate) fn others_starve(&self, deployment: DeploymentId) -> bool {
         let free_mb = (self.total_mb + self.leaving_mb).saturating_sub(self.used_mb);
         self.waiting > 0
             && self.deployments.iter().any(|(other, share)| {

@@ -2,14 +2,16 @@
 //! socket is gone before the first byte of a function runs.
 
 use std::fs;
-use std::io;
-use std::os::fd::AsRawFd;
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use bytes::{Buf, BytesMut};
 use runner::wire::{self, Malformed, Report};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{UnixListener, UnixStream};
 
 use super::spec::SOCKET;
@@ -27,6 +29,8 @@ pub(crate) struct Threshold {
 pub(crate) struct Link {
     stream: UnixStream,
     inbox: BytesMut,
+    /// A descriptor whose word has not been read yet.
+    passed: Option<OwnedFd>,
     /// The runner's process id, as the host counts.
     pid: u32,
 }
@@ -50,7 +54,7 @@ impl Threshold {
         let peer = stream.peer_cred()?;
         let pid = peer.pid().and_then(|pid| u32::try_from(pid).ok());
         match pid {
-            Some(pid) if peer.uid() == self.uid => Ok(Link { stream, inbox: BytesMut::new(), pid }),
+            Some(pid) if peer.uid() == self.uid => Ok(Link { stream, inbox: BytesMut::new(), passed: None, pid }),
             _ => Err(io::Error::new(io::ErrorKind::PermissionDenied, "somebody else than the runner dialled")),
         }
     }
@@ -93,6 +97,47 @@ impl Link {
             }
         }
     }
+}
+
+impl Link {
+    /// A server's runner's next word, and the descriptor that came with it. What was read is kept when this is
+    /// dropped half-way.
+    pub(crate) async fn hear(&mut self) -> io::Result<(Report, Option<OwnedFd>)> {
+        loop {
+            let malformed = |error| io::Error::new(io::ErrorKind::InvalidData, error);
+            if let Some((body, used)) = wire::split(&self.inbox).map_err(malformed)? {
+                let report = Report::decode(body).map_err(malformed)?;
+                self.inbox.advance(used);
+                let passed = if report == Report::Connected { self.passed.take() } else { None };
+                return Ok((report, passed));
+            }
+            let mut buffer = [0; READ_BYTES];
+            let stream = &self.stream;
+            let read = stream.async_io(Interest::READABLE, || receive_with(stream, &mut buffer)).await?;
+            if read.0 == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            self.inbox.extend_from_slice(&buffer[..read.0]);
+            // One is asked for at a time, so a second is not the runner's to send.
+            if read.1.is_some() && std::mem::replace(&mut self.passed, read.1).is_some() {
+                return Err(io::ErrorKind::InvalidData.into());
+            }
+        }
+    }
+}
+
+/// Reads, and takes at most one descriptor; what the kernel has more of it closes.
+fn receive_with(stream: &UnixStream, buffer: &mut [u8]) -> io::Result<(usize, Option<OwnedFd>)> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let got = recvmsg(stream, &mut [IoSliceMut::new(buffer)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    let mut passed = None;
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(descriptors) = message {
+            passed = descriptors.last();
+        }
+    }
+    Ok((got.bytes, passed))
 }
 
 /// Room for one read; a run that prints a line needs less.

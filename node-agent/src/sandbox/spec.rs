@@ -45,8 +45,8 @@ const SECCOMP: &str = include_str!("../../../deploy/seccomp.json");
 
 /// Least user id of a sandbox: the one that `nobody` has, above which no system puts people.
 const LEAST_UID: u32 = 65_534;
-/// Open files of one process.
-const OPEN_FILES: i64 = 1024;
+/// Open files of one process: a server has a connection for each call, and functions may ask for 1,000 of them at once.
+const OPEN_FILES: i64 = 4096;
 /// Shared memory of a sandbox, in bytes; it counts as its memory.
 const SHARED_MEMORY_BYTES: i64 = 16 * 1024 * 1024;
 /// Files in `/tmp`.
@@ -253,7 +253,7 @@ mod tests {
                 "PidsLimit": 64,
                 "OomScoreAdj": 500,
                 "Ulimits": [
-                    {"Name": "nofile", "Soft": 1024, "Hard": 1024},
+                    {"Name": "nofile", "Soft": 4096, "Hard": 4096},
                     {"Name": "fsize", "Soft": 33_554_432, "Hard": 33_554_432},
                     {"Name": "core", "Soft": 0, "Hard": 0},
                 ],

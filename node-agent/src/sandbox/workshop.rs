@@ -205,6 +205,9 @@ impl Sandboxes {
                         Ended::SpawnFailed(errno) => BuildExit::NotStarted(errno),
                     });
                 }
+                Ok(Report::Connected | Report::Unconnected(_) | Report::Flushed) => {
+                    return Err(io::ErrorKind::InvalidData.into());
+                }
                 Err(_) if sandbox.ran_out_of_memory() => return Ok(BuildExit::OutOfMemory),
                 Err(error) => return Err(error),
             }

@@ -7,6 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use common::invocation::Record;
+use serde::Serialize;
 
 /// Length and CRC-32 of an entry's JSON, both little-endian.
 const HEAD_BYTES: usize = 8;
@@ -64,8 +65,8 @@ pub(super) struct Recovered {
     pub(super) corrupt: u64,
 }
 
-/// A record as it lies in a segment.
-pub(super) fn encode(record: &Record) -> Vec<u8> {
+/// A record, or what is said of one, as it lies in a file.
+pub(super) fn encode(record: &impl Serialize) -> Vec<u8> {
     let mut entry = vec![0; HEAD_BYTES];
     serde_json::to_writer(&mut entry, record).expect("a record has string keys only, so it always serialises");
     let json = &entry[HEAD_BYTES..];
@@ -109,13 +110,13 @@ pub(super) fn scan(bytes: &[u8], max: usize, whole: bool) -> Scan {
     scan
 }
 
-enum Entry<'a> {
+pub(super) enum Entry<'a> {
     Whole { length: usize, json: &'a [u8] },
     Short,
     Damaged,
 }
 
-fn entry(bytes: &[u8]) -> Entry<'_> {
+pub(super) fn entry(bytes: &[u8]) -> Entry<'_> {
     let Some((head, rest)) = bytes.split_at_checked(HEAD_BYTES) else { return Entry::Short };
     let word = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
     let length = word(0) as usize;
@@ -131,7 +132,7 @@ fn entry(bytes: &[u8]) -> Entry<'_> {
 
 /// Where after a damaged place the next whole entry begins. JSON text read as a length is far over the limit, so
 /// hardly any place needs its checksum computed.
-fn next_entry(bytes: &[u8]) -> Option<usize> {
+pub(super) fn next_entry(bytes: &[u8]) -> Option<usize> {
     (1..bytes.len()).find(|at| matches!(entry(&bytes[*at..]), Entry::Whole { .. }))
 }
 

@@ -264,3 +264,46 @@ fn damage_costs_only_what_is_damaged() {
     check(|bytes, second| bytes.truncate(second.start + 3), &[0], 0, true);
     check(|bytes, _| bytes.clear(), &[], 0, false);
 }
+
+#[test]
+fn a_stream_without_an_end_is_shipped_by_the_next_process() {
+    let directory = tempfile::tempdir().unwrap();
+    let (spool, _) = open(directory.path(), 1 << 20, 1 << 16);
+    let (ended, cut_off) = (record(), record());
+    let begun = spool.begin(&ended).unwrap();
+    assert_eq!(spool.pending(), 0);
+    spool.append(&ended).unwrap();
+    spool.end(begun);
+    spool.begin(&cut_off).unwrap();
+    assert_eq!(spool.pending(), 1);
+    drop(spool);
+    // What was being written when the process died began no stream.
+    let journal = directory.path().join("begun");
+    let mut bytes = std::fs::read(&journal).unwrap();
+    bytes.extend(&encode(&record())[..50]);
+    std::fs::write(&journal, bytes).unwrap();
+    let (again, metrics) = open(directory.path(), 1 << 20, 1 << 16);
+    assert_eq!((again.pending(), metrics.spool_corrupt.get()), (2, 0));
+    drop(again);
+    let (again, _) = open(directory.path(), 1 << 20, 1 << 16);
+    assert_eq!(again.pending(), 2);
+}
+
+#[test]
+fn the_journal_of_streams_does_not_grow_without_end() {
+    let directory = tempfile::tempdir().unwrap();
+    let (spool, _) = open(directory.path(), 1 << 30, 1 << 24);
+    let long = record();
+    spool.begin(&long).unwrap();
+    let size = || std::fs::metadata(directory.path().join("begun")).unwrap().len();
+    let mut largest = 0;
+    for _ in 0..20_000 {
+        let begun = spool.begin(&record()).unwrap();
+        spool.end(begun);
+        largest = largest.max(size());
+    }
+    assert!((4 << 20..5 << 20).contains(&largest) && size() < largest, "{largest}");
+    drop(spool);
+    let (again, _) = open(directory.path(), 1 << 30, 1 << 24);
+    assert_eq!(again.pending(), 1);
+}

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use chrono::{SubsecRound as _, Utc};
 use common::digest::Digest;
-use common::function::{Access, Limits};
+use common::function::{Access, Contract, Limits};
 use common::ids::{DeploymentId, FunctionId, InvocationId, NodeId, UserId};
 use common::invocation::{ContainerLogs, Logs, Outcome, Record, RequestInfo};
 use common::phases::{ColdCause, Phases};
@@ -163,6 +163,7 @@ pub(crate) fn new_deployment(owner: UserId, name: &str) -> NewDeployment {
         limits: Limits { timeout_ms: 5000, memory_mb: 128, concurrency: 10 },
         env: BTreeMap::from([("GREETING".to_owned(), "hello".to_owned())]),
         egress: false,
+        contract: Contract::File,
     }
 }
 

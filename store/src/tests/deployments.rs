@@ -2,12 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use common::function::Status;
+use common::function::{Contract, Status};
 use common::ids::DeploymentId;
 
 use super::bench::{Bench, new_deployment};
 use super::on_both;
-use crate::{Error, LogLine};
+use crate::{Error, LogLine, NewDeployment};
 
 on_both!(
     versions_count_up_and_the_newest_serves,
@@ -17,6 +17,7 @@ on_both!(
     a_crash_leaves_failed_versions_behind,
     a_deleted_functions_build_is_not_found,
     log_lines_keep_their_order,
+    a_version_keeps_its_contract,
 );
 
 async fn versions_count_up_and_the_newest_serves(bench: &Bench) {
@@ -109,6 +110,17 @@ async fn a_deleted_functions_build_is_not_found(bench: &Bench) {
     let again = bench.store.create_deployment(new_deployment(ada.id, "hello")).await.unwrap();
     assert!(again.is_first);
     assert_ne!(again.spec.function, pending.spec.function);
+}
+
+async fn a_version_keeps_its_contract(bench: &Bench) {
+    let ada = bench.user("ada@example.org").await;
+    for contract in [Contract::Http { idle_timeout_ms: 60_000 }, Contract::File, Contract::Http { idle_timeout_ms: 1 }]
+    {
+        let new = NewDeployment { contract, ..new_deployment(ada.id, "hello") };
+        let pending = bench.store.create_deployment(new).await.unwrap();
+        let function = bench.store.activate_deployment(pending.spec.deployment, 1).await.unwrap();
+        assert_eq!(function.active.unwrap().spec.contract, contract);
+    }
 }
 
 async fn log_lines_keep_their_order(bench: &Bench) {

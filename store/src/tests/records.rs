@@ -51,6 +51,7 @@ async fn a_record_comes_back_as_it_was(bench: &Bench) {
         end_time: "2024-01-15T10:30:05Z".to_owned(),
         timeout_ms: 5000,
         memory_limit_mb: 128,
+        status_code: None,
     });
     full.request_info.headers = [("accept".to_owned(), "*/*".to_owned())].into();
     full.request_info.content_type = Some("application/json".to_owned());

@@ -30,6 +30,7 @@ impl Api {
             access: Access::Public,
             limits: Limits { timeout_ms: 5000, memory_mb: 128, concurrency: 10 },
             env: Default::default(),
+            contract: common::function::Contract::File,
             egress: false,
         };
         let id = self.state.store.create_deployment(new).await.unwrap().spec.deployment;

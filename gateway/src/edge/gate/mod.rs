@@ -13,6 +13,9 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 mod path;
 #[cfg(test)]
 mod tests;
+mod upgrade;
+
+pub(crate) use upgrade::wants_websocket;
 
 /// Most header lines of a request.
 pub(crate) const MAX_HEADER_LINES: usize = 100;

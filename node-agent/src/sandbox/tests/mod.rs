@@ -8,6 +8,7 @@ mod builds;
 mod calls;
 mod causes;
 mod life;
+mod serving;
 mod walls;
 
 use std::os::unix::fs::PermissionsExt;
@@ -91,6 +92,7 @@ impl Node {
             archive_root: None,
             limits: Limits { timeout_ms: 10_000, memory_mb: 64, concurrency: 10 },
             env: [("GREETING".to_owned(), "hello".to_owned())].into(),
+            contract: common::function::Contract::File,
             egress: false,
         };
         (spec, Arc::new(path))

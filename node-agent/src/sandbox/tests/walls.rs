@@ -53,7 +53,7 @@ async fn files_processes_and_networks_out_of_reach() {
             .await;
             check(lease, "grep ' /tmp ' /proc/self/mountinfo | cut -d ' ' -f 6", Some("rw,nosuid,nodev,relatime\n"))
                 .await;
-            check(lease, "ulimit -n; ulimit -c", Some("1024\n0\n")).await;
+            check(lease, "ulimit -n; ulimit -c", Some("4096\n0\n")).await;
             check(lease, "head -c 100M /dev/zero > /tmp/x", None).await;
         },
     )
