@@ -177,15 +177,7 @@ impl Gateway {
             tracing::info!(%address, "serving");
         }
         readiness.set(true);
-        let (stopping, not_ready) = (stop.clone(), readiness.clone());
-        tasks.spawn_on(
-            async move {
-                stopping.cancelled().await;
-                not_ready.set(false);
-            },
-            control.handle(),
-        );
-        listener::serve(edge.clone(), socket, &settings.listen, stop.clone());
+        listener::serve(edge.clone(), socket, &settings.listen, readiness.clone(), stop.clone());
         // Whatever ended the edge, nothing is to go on without it.
         stop.cancel();
         readiness.set(false);

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use common::error::Chain;
+use common::ops::Readiness;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -92,7 +93,13 @@ impl ListenArgs {
 
 /// Serves `edge` on `socket` until `stop`, then until all connections are closed or the time for that is over.
 /// Blocks the calling thread, which must not be one of a runtime.
-pub(crate) fn serve(edge: Arc<Edge>, socket: TcpListener, args: &ListenArgs, stop: CancellationToken) {
+pub(crate) fn serve(
+    edge: Arc<Edge>,
+    socket: TcpListener,
+    args: &ListenArgs,
+    readiness: Readiness,
+    stop: CancellationToken,
+) {
     let (close, closing) = watch::channel(false);
     let grace = Duration::from_secs(args.drain_seconds.into());
     let connections = TaskTracker::new();
@@ -109,7 +116,7 @@ pub(crate) fn serve(edge: Arc<Edge>, socket: TcpListener, args: &ListenArgs, sto
     let mut server = Server::new_with_opt_and_conf(None, conf);
     server.bootstrap();
     server.add_service(Public { socket: Some(socket), door: Some(door), closing });
-    let drain = Drain { edge, connections, close, stop, grace };
+    let drain = Drain { edge, connections, close, readiness, stop, grace };
     server.run(RunArgs { shutdown_signal: Box::new(drain) });
 }
 
@@ -146,6 +153,7 @@ struct Drain {
     edge: Arc<Edge>,
     connections: TaskTracker,
     close: watch::Sender<bool>,
+    readiness: Readiness,
     stop: CancellationToken,
     grace: Duration,
 }
@@ -154,7 +162,9 @@ struct Drain {
 impl ShutdownSignalWatch for Drain {
     async fn recv(&self) -> ShutdownSignal {
         self.stop.cancelled().await;
-        self.edge.draining.store(true, Ordering::Relaxed);
+        // First, so that whoever sees that we are not ready is also asked to go elsewhere.
+        self.edge.draining.store(true, Ordering::Release);
+        self.readiness.set(false);
         // From here on nothing is accepted.
         self.close.send_replace(true);
         self.connections.close();

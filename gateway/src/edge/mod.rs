@@ -104,7 +104,7 @@ impl Edge {
     pub(crate) async fn answer(&self, peer: &Peer, request: Request<Incoming>) -> Response<AnswerBody> {
         let mut receipt = Receipt::begin(&self.metrics, request.method().clone());
         let result = self.steps(peer, request, &mut receipt).await;
-        receipt.finish(result, self.draining.load(Ordering::Relaxed))
+        receipt.finish(result, self.draining.load(Ordering::Acquire))
     }
 
     async fn steps(
