@@ -155,8 +155,11 @@ impl Platform {
 
     /// Ends every program at once, as a power cut would.
     pub(crate) fn kill(&mut self) -> Result<()> {
-        for mut program in self.running.drain(..) {
+        // The agent first, so that it does not see the gateway go.
+        for program in self.running.iter_mut().rev() {
             program.child.kill()?;
+        }
+        for mut program in self.running.drain(..) {
             program.child.wait()?;
         }
         Ok(())
