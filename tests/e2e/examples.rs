@@ -38,3 +38,8 @@ async fn hello_node() -> Result<()> {
 async fn hello_native() -> Result<()> {
     check("hello-native").await
 }
+
+#[tokio::test]
+async fn hello_sh() -> Result<()> {
+    check("hello-sh").await
+}

@@ -22,6 +22,7 @@ mod receipts;
 mod records;
 mod sandbox_settings;
 mod servers;
+mod shell;
 mod two_processes;
 mod websocket;
 

@@ -64,6 +64,11 @@ impl Blanks {
         self.lock().ready()
     }
 
+    #[cfg(test)]
+    pub(crate) fn kinds(&self) -> usize {
+        self.makers.len()
+    }
+
     /// Ends all of them.
     pub(crate) fn close(&self) {
         let blanks = self.lock().close();
@@ -141,6 +146,5 @@ mod tests {
         let kind = |name: &str| blanks.kinds[&name.parse::<RuntimeName>().unwrap()];
         assert_eq!(kind("dart"), kind("native"));
         assert_ne!(kind("python"), kind("node"));
-        assert_eq!(blanks.makers.len(), 3);
     }
 }

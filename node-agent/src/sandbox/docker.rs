@@ -17,6 +17,8 @@ use futures_util::StreamExt;
 
 use super::spec::{NODE_LABEL, SANDBOX_LABEL};
 
+/// What the names of images begin with that are made on the machine, and pulled from nowhere.
+const LOCAL: &str = "local/";
 /// How long the Engine may take for one call.
 const CALL_LIMIT: Duration = Duration::from_secs(30);
 /// Oldest API that has all that a sandbox needs (Engine 19.03, with its own cgroup namespace 20.10).
@@ -117,7 +119,9 @@ impl Engine {
             first: candidates.first().cloned().unwrap_or_default(),
             reason,
         };
-        let first = candidates.first().ok_or_else(|| none("no candidate is named".into()))?;
+        // What a registry has under `local/` is somebody else's.
+        let first = candidates.iter().find(|name| !name.starts_with(LOCAL));
+        let first = first.ok_or_else(|| none("an image of this machine alone: make it by `script/images`".into()))?;
         match tokio::time::timeout(self.pull_limit, self.pull(first)).await {
             Ok(pulled) => pulled.map_err(|error| none(error.to_string()))?,
             Err(_) => return Err(none(format!("not done within {} s", self.pull_limit.as_secs()))),

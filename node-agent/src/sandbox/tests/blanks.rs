@@ -11,10 +11,10 @@ print([name for name in os.listdir('/proc/self/fd') if int(name) > 3])
 print(open('/proc/self/cmdline').read().split('\\0')[:2])
 ";
 
-/// Waits until this many blanks are ready.
-async fn ready(node: &Node, count: usize) {
+/// Waits until a blank of each kind is ready.
+async fn ready(node: &Node) {
     let since = Instant::now();
-    while node.sandboxes.blanks.ready() < count {
+    while node.sandboxes.blanks.ready() < node.sandboxes.blanks.kinds() {
         assert!(since.elapsed() < PATIENCE, "{} blanks", node.sandboxes.blanks.ready());
         tokio::task::yield_now().await;
     }
@@ -32,7 +32,7 @@ async fn a_blank_becomes_one_deployments_and_is_replaced() {
     on_node(
         |args| args.sandbox_blanks = 1,
         async |node| {
-            ready(node, 3).await;
+            ready(node).await;
             let functions = [node.function("native"), node.function("native")];
             let before = node.containers().await;
             let exit = node.call(&functions[0], "echo first; cat /.env.config").await;
@@ -53,7 +53,7 @@ async fn a_blank_becomes_one_deployments_and_is_replaced() {
             drop(lease);
             let exit = node.call(&functions[0], "head -c 200000000 /dev/zero | tail; echo survived").await;
             assert_eq!((exit.how, text(&exit.stdout)), (How::Exited(0), "survived\n"));
-            ready(node, 3).await;
+            ready(node).await;
             assert_eq!(node.call(&functions[1], "echo second").await.how, How::Exited(0));
         },
     )
@@ -65,7 +65,7 @@ async fn a_spare_is_as_if_started_bare() {
     on_node(
         |args| args.sandbox_blanks = 1,
         async |node| {
-            ready(node, 3).await;
+            ready(node).await;
             // A blank that has just become ready may still be starting its process, and is used all the same.
             let since = Instant::now();
             let (with_spare, first) = loop {
@@ -75,7 +75,7 @@ async fn a_spare_is_as_if_started_bare() {
                     break (function, exit);
                 }
                 assert!(since.elapsed() < PATIENCE, "no blank's spare is used");
-                ready(node, 3).await;
+                ready(node).await;
             };
             let mut without = python(node, PYTHON);
             // A variable that must be there when the interpreter starts: no spare is used.
@@ -101,7 +101,7 @@ async fn a_file_of_the_functions_own_hides_a_module() {
     on_node(
         |args| args.sandbox_blanks = 1,
         async |node| {
-            ready(node, 3).await;
+            ready(node).await;
             let function =
                 python(node, "import json, base64\nprint(json.OWN, base64.b64encode(b'a'))\nraise ValueError('x')");
             std::fs::write((*function.1).as_ref().join("json.py"), "OWN = 'own'").unwrap();
@@ -119,7 +119,7 @@ async fn a_spare_of_node() {
     on_node(
         |args| args.sandbox_blanks = 1,
         async |node| {
-            ready(node, 3).await;
+            ready(node).await;
             let mut function = node.function("native");
             function.0.runtime = "node".parse().unwrap();
             function.0.entrypoint = "index.js".into();
