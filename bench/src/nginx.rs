@@ -1,4 +1,4 @@
-//! The control of the edge: nginx, one worker, as a plain proxy to a Unix socket whose connections it keeps.
+//! The control of the edge: nginx, one worker, as a plain proxy that keeps its connections to the upstream.
 
 use std::path::Path;
 use std::time::Duration;
@@ -19,15 +19,23 @@ pub(crate) struct Nginx {
 }
 
 impl Nginx {
-    /// On the server's core, before the upstream at `socket`.
-    pub(crate) fn start(stage: &Stage, socket: &Path) -> Result<Self> {
+    /// On the server's core, before `upstream`, on a TCP address.
+    pub(crate) fn start(stage: &Stage, upstream: &Address) -> Result<Self> {
+        Self::listening(stage, upstream, Address::Tcp(free_address()?))
+    }
+
+    /// The same on a Unix socket, as a hop behind another.
+    pub(crate) fn behind(stage: &Stage, upstream: &Address) -> Result<Self> {
+        let socket = stage.folder()?.join("nginx.sock");
+        Self::listening(stage, upstream, Address::Unix(socket))
+    }
+
+    fn listening(stage: &Stage, upstream: &Address, address: Address) -> Result<Self> {
         let folder = stage.folder()?;
-        let address = free_address()?;
-        std::fs::write(folder.join("nginx.conf"), configuration(&folder, socket, &address.to_string()))?;
+        std::fs::write(folder.join("nginx.conf"), configuration(&folder, upstream, &address))?;
         let mut command = pinned(&stage.cores.server, Path::new("nginx"));
         command.arg("-p").arg(&folder).arg("-c").arg(folder.join("nginx.conf")).args(["-e", "stderr"]);
         let mut process = Child::spawn(command, "nginx", &folder)?;
-        let address = Address::Tcp(address);
         process.wait_until(READY_WITHIN, || Connection::open(&address).is_ok())?;
         Ok(Self { process, address })
     }
@@ -39,8 +47,12 @@ impl Nginx {
 }
 
 /// Nothing that costs: no log, as many requests on a connection as come, and none of the headers that it may add.
-fn configuration(folder: &Path, socket: &Path, address: &str) -> String {
-    let (folder, socket) = (folder.display(), socket.display());
+fn configuration(folder: &Path, upstream: &Address, address: &Address) -> String {
+    let named = |address: &Address| match address {
+        Address::Tcp(address) => address.to_string(),
+        Address::Unix(socket) => format!("unix:{}", socket.display()),
+    };
+    let (folder, upstream, address) = (folder.display(), named(upstream), named(address));
     format!(
         "daemon off;
 user root;
@@ -57,7 +69,7 @@ http {{
   uwsgi_temp_path {folder}/uwsgi;
   scgi_temp_path {folder}/scgi;
   upstream node {{
-    server unix:{socket};
+    server {upstream};
     keepalive 64;
     keepalive_requests 1000000000;
   }}

@@ -40,6 +40,13 @@ impl Program {
         Self::of("native", "native", "main", folder)
     }
 
+    /// The least of the http contract: `server.c`.
+    pub(crate) fn server(stage: &Stage) -> Result<Self> {
+        let folder = stage.folder()?;
+        stage.compile(include_str!("../server.c"), &folder.join("main"))?;
+        Self::of("native server", "native", "main", folder)
+    }
+
     pub(crate) fn python(stage: &Stage) -> Result<Self> {
         let folder = stage.folder()?;
         std::fs::write(folder.join("main.py"), include_str!("../functions/main.py"))?;

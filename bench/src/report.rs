@@ -76,6 +76,11 @@ impl Side {
         side.with_load(rounds)
     }
 
+    /// CPU time of the watched processes for a request, in microseconds.
+    pub(crate) fn cpu(name: impl Into<String>, rounds: &[Sample]) -> Self {
+        Self::new(name, "µs CPU", rounds.iter().map(|round| round.cpu_us).collect()).with_load(rounds)
+    }
+
     /// Requests a second.
     pub(crate) fn per_second(name: impl Into<String>, rounds: &[Sample]) -> Self {
         Self::new(name, "calls/s", rounds.iter().map(|round| round.per_second).collect()).with_load(rounds)

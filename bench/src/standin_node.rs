@@ -68,7 +68,7 @@ pub(crate) fn serve(arguments: &Arguments) -> Result<()> {
 
 async fn answer_unix(listener: UnixListener) {
     while let Ok((stream, _)) = listener.accept().await {
-        tokio::task::spawn_local(answer_all(stream));
+        tokio::task::spawn_local(answer_all(stream, true));
     }
 }
 
@@ -76,14 +76,15 @@ async fn answer_tcp(listener: TcpListener) {
     while let Ok((stream, _)) = listener.accept().await {
         // It only costs latency when it fails.
         let _ = stream.set_nodelay(true);
-        tokio::task::spawn_local(answer_all(stream));
+        tokio::task::spawn_local(answer_all(stream, true));
     }
 }
 
-async fn answer_all(stream: impl AsyncRead + AsyncWrite + Unpin + 'static) {
+/// On the link nothing is dated, since the edge does that.
+async fn answer_all(stream: impl AsyncRead + AsyncWrite + Unpin + 'static, dated: bool) {
     let service = service_fn(|request| std::future::ready(Ok::<_, Infallible>(answer(&request))));
     let mut builder = http1::Builder::new();
-    builder.max_headers(128).header_read_timeout(None);
+    builder.max_headers(128).header_read_timeout(None).auto_date_header(dated);
     // That the other side closes is its ordinary end.
     let _ = builder.serve_connection(TokioIo::new(stream), service).await;
 }
@@ -127,7 +128,7 @@ async fn link(socket: &Path) -> Result<()> {
             let (socket, opened) = (socket.to_owned(), opened.clone());
             tokio::task::spawn_local(async move {
                 if let Ok(stream) = dial(&socket, node, Kind::Work).await {
-                    answer_all(stream).await;
+                    answer_all(stream, false).await;
                 }
                 opened.set(opened.get() - 1);
             });

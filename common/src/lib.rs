@@ -10,6 +10,7 @@ pub mod digest;
 pub mod error;
 pub mod function;
 pub mod ids;
+pub mod interrupt;
 pub mod invocation;
 pub mod manifest;
 pub mod names;

@@ -21,7 +21,7 @@ pub(super) fn measure(stage: &Stage) -> Result<Vec<Row>> {
     let platform = Platform::edge(stage, stage.folder()?)?;
     platform.deploy("private", &Program::native(stage)?, &json!({"concurrency": 1000}))?;
     let upstream = platform.upstream.as_ref().context("the edge has a stand-in")?;
-    let nginx = Nginx::start(stage, &upstream.socket)?;
+    let nginx = Nginx::start(stage, &Address::Unix(upstream.socket.clone()))?;
     let ours = platform.get_private("private");
     let theirs = Aim::new(nginx.address.clone(), ours.request.to_vec());
     let direct = Aim::new(Address::Tcp(upstream.address), ours.request.to_vec());

@@ -3,6 +3,7 @@
 use anyhow::{Context as _, Result};
 use serde_json::json;
 
+use crate::http1::Address;
 use crate::load::{Aim, closed};
 use crate::nginx::Nginx;
 use crate::platform::Platform;
@@ -17,7 +18,7 @@ pub(super) fn measure(stage: &Stage) -> Result<Vec<Row>> {
     let platform = Platform::edge(stage, stage.folder()?)?;
     platform.deploy("private", &Program::native(stage)?, &json!({"concurrency": 1000}))?;
     let upstream = platform.upstream.as_ref().context("the edge has a stand-in")?;
-    let nginx = Nginx::start(stage, &upstream.socket)?;
+    let nginx = Nginx::start(stage, &Address::Unix(upstream.socket.clone()))?;
     let ours = platform.get_private("private");
     let theirs = Aim::new(nginx.address.clone(), ours.request.to_vec());
     let round = |aim: &Aim, process: u32| closed(aim, CONNECTIONS, stage.scale.round, &[process]);

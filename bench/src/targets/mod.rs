@@ -1,5 +1,5 @@
-//! The targets, each in a file that is named after what it measures. A new one is a file and a line in [`ALL`]; P3 (the
-//! HTTP contract) and C4 (freezing) come with what they measure.
+//! The targets, each in a file that is named after what it measures. A new one is a file and a line in [`ALL`]; C4
+//! (freezing) comes with what it measures.
 
 use anyhow::Result;
 
@@ -20,6 +20,7 @@ mod many_functions;
 mod policies;
 mod resident_memory;
 mod tail;
+mod whole_chain;
 
 /// A target and how it is measured.
 pub(crate) struct Target {
@@ -36,6 +37,7 @@ const fn target(name: &'static str, what: &'static str, measure: fn(&Stage) -> R
 pub(crate) const ALL: &[Target] = &[
     target("P1", "the edge's requests per core, against nginx", edge_per_core::measure),
     target("P2", "the edge's requests per core with all policies, against none", policies::measure),
+    target("P3", "a server's call through the whole chain, against two nginx hops", whole_chain::measure),
     target("P4", "the latency that the edge adds, against nginx", added_latency::measure),
     target("F1", "a call by the file contract, against the bare loop", file_contract::measure),
     target("F2", "file-contract calls a second on two cores, against the bare loop", file_contract_rate::measure),

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use common::error::Chain;
+use common::interrupt::Interrupt;
 use common::ops::Readiness;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -219,22 +220,27 @@ impl ServerApp for Door {
             .serve_connection(TokioIo::new(Prompt::new(stream, STALL)), service)
             .with_upgrades();
         let mut connection = std::pin::pin!(connection);
+        let mut cut = Interrupt::new(peer.cut.notified());
         let mut closing = closing.clone();
+        // Not the guard that `wait_for` returns: it is not to be held while the connection goes on.
+        let mut closing = Interrupt::new(async {
+            closing.wait_for(|closing| *closing).await.ok();
+        });
         let ended = tokio::select! {
+            biased;
             ended = connection.as_mut() => ended,
-            () = peer.cut.notified() => Ok(()),
-            // Not the guard that `wait_for` returns: it is not to be held while the connection goes on.
-            () = async { closing.wait_for(|closing| *closing).await.ok(); } => {
+            () = cut.come() => Ok(()),
+            () = closing.come() => {
                 let end = Instant::now() + self.grace;
                 tokio::select! {
                     ended = connection.as_mut() => ended,
-                    () = peer.cut.notified() => Ok(()),
+                    () = cut.come() => Ok(()),
                     () = sleep(SETTLE.min(self.grace)) => {
                         // What is in flight is answered, what is silent is closed.
                         connection.as_mut().graceful_shutdown();
                         tokio::select! {
                             ended = connection => ended,
-                            () = peer.cut.notified() => Ok(()),
+                            () = cut.come() => Ok(()),
                             () = sleep_until(end) => Ok(()),
                         }
                     }

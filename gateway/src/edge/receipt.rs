@@ -80,9 +80,9 @@ impl<'a> Receipt<'a> {
     fn node(&self, mut response: Response<NodeBody>, total: Duration) -> (Response<AnswerBody>, Ending) {
         let switches = response.status() == StatusCode::SWITCHING_PROTOCOLS;
         let headers = response.headers_mut();
-        let outcome = headers.get(OUTCOME).and_then(|word| word.to_str().ok()).and_then(Outcome::from_word);
-        let took = headers.get(TOOK_US).and_then(|us| us.to_str().ok()?.parse().ok());
-        let timing = self.timing(End::Answered(took), headers.get(TIMING), total);
+        let outcome = headers.remove(OUTCOME).and_then(|word| Outcome::from_word(word.to_str().ok()?));
+        let took = headers.remove(TOOK_US).and_then(|us| us.to_str().ok()?.parse().ok());
+        let timing = self.timing(End::Answered(took), headers.remove(TIMING).as_ref(), total);
         strip(headers);
         headers.append(SERVER_TIMING, timing);
         if switches {

@@ -8,11 +8,15 @@ use common::ids::UserId;
 /// Most tokens of a thread. Beyond it all are forgotten: the next call of each is verified again.
 const MOST: usize = 4096;
 
-/// Tokens and whose they are.
+/// Bytes at a token's end, in its signature: random to everybody, so they tell tokens apart, and are quick to hash.
+const TAIL: usize = 16;
+
+/// Tokens and whose they are, by their tails.
 #[derive(Default)]
-pub(crate) struct Verified(HashMap<Box<str>, Known>);
+pub(crate) struct Verified(HashMap<[u8; TAIL], Known>);
 
 struct Known {
+    token: Box<[u8]>,
     /// Which identity verified it: a process may have several, with secrets of their own.
     identity: u64,
     user: UserId,
@@ -22,17 +26,18 @@ struct Known {
 
 impl Verified {
     /// Whose token it is, if `identity` verified it and it has not expired at `now`.
-    pub(crate) fn user(&self, identity: u64, token: &str, now: u64) -> Option<UserId> {
-        let known = self.0.get(token)?;
-        (known.identity == identity && now <= known.until).then_some(known.user)
+    pub(crate) fn user(&self, identity: u64, token: &[u8], now: u64) -> Option<UserId> {
+        let known = self.0.get(token.last_chunk()?)?;
+        (known.identity == identity && now <= known.until && *known.token == *token).then_some(known.user)
     }
 
     /// Keeps a token that `identity` has just verified.
-    pub(crate) fn keep(&mut self, identity: u64, token: &str, user: UserId, until: u64) {
+    pub(crate) fn keep(&mut self, identity: u64, token: &[u8], user: UserId, until: u64) {
+        let Some(tail) = token.last_chunk() else { return };
         if self.0.len() >= MOST {
             self.0.clear();
         }
-        self.0.insert(token.into(), Known { identity, user, until });
+        self.0.insert(*tail, Known { token: token.into(), identity, user, until });
     }
 }
 
@@ -40,22 +45,28 @@ impl Verified {
 mod tests {
     use super::*;
 
+    fn token(number: usize) -> Vec<u8> {
+        format!("header.claims.signature-of-{number:016}").into_bytes()
+    }
+
     #[test]
     fn known_until_they_expire() {
-        let (mut verified, user) = (Verified::default(), UserId::new());
-        verified.keep(1, "token", user, 100);
-        assert_eq!(verified.user(1, "token", 100), Some(user));
-        assert_eq!(verified.user(1, "token", 101), None);
-        assert_eq!(verified.user(2, "token", 100), None, "another secret's");
-        assert_eq!(verified.user(1, "token2", 100), None);
+        let (mut verified, user, kept) = (Verified::default(), UserId::new(), token(1));
+        verified.keep(1, &kept, user, 100);
+        assert_eq!(verified.user(1, &kept, 100), Some(user));
+        assert_eq!(verified.user(1, &kept, 101), None);
+        assert_eq!(verified.user(2, &kept, 100), None, "another secret's");
+        assert_eq!(verified.user(1, &token(2), 100), None);
+        assert_eq!(verified.user(1, &[b"x", kept.as_slice()].concat(), 100), None, "the same tail");
+        assert_eq!(verified.user(1, b"short", 100), None);
     }
 
     #[test]
     fn a_thread_has_so_many() {
         let (mut verified, user) = (Verified::default(), UserId::new());
         for number in 0..=MOST {
-            verified.keep(1, &number.to_string(), user, 100);
+            verified.keep(1, &token(number), user, 100);
         }
-        assert_eq!((verified.0.len(), verified.user(1, &MOST.to_string(), 1)), (1, Some(user)));
+        assert_eq!((verified.0.len(), verified.user(1, &token(MOST), 1)), (1, Some(user)));
     }
 }

@@ -113,6 +113,9 @@ impl Fleet {
     /// The node for a call or a build of `deployment`, once there is one: a gateway or a node that has just started
     /// is linked within moments. `None` when none is linked in time.
     pub(crate) async fn placed(&self, deployment: DeploymentId) -> Option<Arc<NodeLink>> {
+        if let Some(link) = self.place(deployment) {
+            return Some(link);
+        }
         let placed = async {
             loop {
                 // Before the look, so that no change falls between the two.

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use common::ids::NodeId;
+use common::interrupt::Interrupt;
 use http_body_util::{Either, Full};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
@@ -347,9 +348,11 @@ impl Stock {
             let connection = connection.with_upgrades();
             stock.put(node, sender);
             drop(stock);
+            let mut stop = Interrupt::new(stop.cancelled_owned());
             tokio::select! {
+                biased;
                 result = connection => if let Err(error) = result { tracing::debug!(%error, "work connection") },
-                () = stop.cancelled() => {}
+                () = stop.come() => {}
             }
         };
         self.tasks.spawn_on(drive, &self.runtime);

@@ -171,6 +171,8 @@ impl Stock {
         let mut connection = pin!(
             http1::Builder::new()
                 .max_headers(MAX_HEADERS)
+                // The edge dates what it sends.
+                .auto_date_header(false)
                 // An idle connection waits for its next request as long as it takes.
                 .header_read_timeout(None)
                 .serve_connection(TokioIo::new(stream), service)
