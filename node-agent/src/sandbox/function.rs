@@ -19,8 +19,7 @@ use super::runner_link;
 use super::site::{Fault, Sandbox};
 use super::spec::{CONFIG, FUNCTION, REQUEST, RESULT};
 
-/// Least memory of a function beside which a fork server is kept: an interpreter of its own, about 12 MB, which a
-/// function that has hardly more is not to pay for.
+/// Least memory of a function that has a fork server: that takes about 6 MB, which one that has little needs itself.
 const FORK_SERVER_LEAST_MB: u32 = 48;
 /// Where programs are, in an image that does not say.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
