@@ -14,8 +14,9 @@ use crate::process::{Command, Process};
 use crate::spare::Ready;
 use crate::system::{self, Pid};
 
-/// How long a call waits for its process, of a fork server that may have just been started.
-const ANSWER_LIMIT: Duration = Duration::from_millis(250);
+/// How long a call waits for its process. A fork server that has just been started answers late where a bare start would
+/// be as slow, and one that a call has stopped is not asked.
+const ANSWER_LIMIT: Duration = Duration::from_secs(1);
 
 /// A fork server that runs.
 pub(crate) struct ForkServer {
