@@ -8,7 +8,7 @@ import os, sys
 modules = {name: sorted(vars(sys.modules[name])) for name in ('builtins', 'sys')}
 import gc, locale, resource, signal, threading
 print(os.getppid(), os.getsid(0) == os.getpgrp() == os.getpid(), os.getpriority(0, 0), os.sched_getscheduler(0))
-print(os.sched_getaffinity(0), os.getuid(), os.getgroups(), os.umask(0o22), os.getcwd(), modules)
+print(os.sched_getaffinity(0), os.getuid() == os.geteuid(), len(os.getgroups()), os.umask(0o22), os.getcwd(), modules)
 print(sorted(pair for pair in os.environ.items() if pair[0] != 'PYTHONHASHSEED'), list(vars(sys.modules['__main__'])))
 print(sys.argv, sys.orig_argv, sys.path, sys.warnoptions, sys._xoptions, len(sys.meta_path), len(sys.path_hooks))
 main = sys.modules['__main__']
@@ -21,7 +21,7 @@ for stream in sys.stdin, sys.stdout, sys.stderr:
     print(stream, stream.line_buffering, stream.write_through, stream.errors, stream.fileno(), stream.isatty())
     print(os.readlink(f'/proc/self/fd/{stream.fileno()}').partition(':')[0], stream.buffer)
 print(os.listdir('/proc/self/fd'), os.stat('/proc/self/mem').st_uid == os.getuid(), open('/proc/self/comm').read())
-told = ('Sig', 'Shd', 'Cap', 'Uid', 'NoN', 'Sec', 'Thr', 'Cpu')
+told = ('Sig', 'Shd', 'Cap', 'NoN', 'Sec', 'Thr', 'Cpu')
 print([line for line in open('/proc/self/status') if line[:3] in told])
 print(sys.excepthook is sys.__excepthook__, sys.displayhook, sys.gettrace(), sys.getprofile(), __builtins__.__name__)
 try:
