@@ -70,6 +70,12 @@ pub struct Run {
 /// the call, as one JSON object, when that comes: `argv` (what follows the program in `command`), `cwd`, and `env`
 /// (what the function adds to the environment). It then behaves as if it had been started so. An end without a word
 /// means that it is not needed.
+///
+/// Where `fork` is set the program may be started as a fork server instead, which starts once and is forked for each
+/// call. Descriptor 3 is a Unix socket then. Each byte on it brings three descriptors and asks for one process: its
+/// stdout, its stderr, and its own descriptor 3 as above. The process is a session's leader, inherits no other
+/// descriptor, and is orphaned, so that the runner is its parent; then four bytes in the machine's order answer with its
+/// id. The fork server lives while functions run, so it must be out of their reach (undumpable).
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Spare {
@@ -77,6 +83,9 @@ pub struct Spare {
     pub command: Vec<String>,
     /// The program that waits.
     pub script: String,
+    /// Whether `script` can be a fork server.
+    #[serde(default)]
+    pub fork: bool,
     /// Variables of the runtime's own `env` that it starts without and is told with the call: what they name is the
     /// function's, and none of that may run before.
     #[serde(default)]

@@ -12,6 +12,7 @@ use runner::wire::{Done, How, MAX_OUTPUT_BYTES, Run, Serve, Stream};
 use crate::output::Output;
 use crate::process::{Command, Process};
 use crate::scratch;
+use crate::spare::Keeper;
 use crate::system::{self, Pid, Waited};
 
 /// How long killed processes may take to vanish. One that hangs in the kernel for longer costs the sandbox.
@@ -96,16 +97,23 @@ impl Job {
     }
 
     /// Takes all ended children off the kernel's list; `true` when the process itself was among them.
-    pub(crate) fn reap(&mut self) -> io::Result<bool> {
+    pub(crate) fn reap(&mut self, spare: &mut Keeper) -> io::Result<bool> {
         while let Waited::Ended { pid, status, peak_rss_bytes } = system::reap()? {
+            spare.note(pid);
             self.note(pid, status, peak_rss_bytes);
         }
         Ok(self.ended.is_some())
     }
 
     /// Ends what the process left running, takes the rest of its output and empties the sandbox's writable places.
-    pub(crate) fn finish(mut self, children: &File, buffer: &mut [u8], outbox: &mut Vec<u8>) -> io::Result<Done> {
-        let alone = self.bury(children)?;
+    pub(crate) fn finish(
+        mut self,
+        children: &File,
+        spare: &mut Keeper,
+        buffer: &mut [u8],
+        outbox: &mut Vec<u8>,
+    ) -> io::Result<Done> {
+        let alone = self.bury(children, spare)?;
         for output in &mut self.outputs {
             output.finish(buffer, outbox, MAX_PIPE_BYTES.max(MAX_OUTPUT_BYTES));
         }
@@ -125,14 +133,19 @@ impl Job {
         })
     }
 
-    /// Kills and reaps until no child is left; `false` when one would not die in time. Most processes leave none,
-    /// and then this is one system call.
-    pub(crate) fn bury(&mut self, children: &File) -> io::Result<bool> {
+    /// Kills and reaps until no child is left but the fork server of `spare`; `false` when one would not die in time.
+    /// Most processes leave none, and then this is one system call, or a few where there is a fork server. One that
+    /// does leave something costs the fork server its life, for everything is killed at once.
+    pub(crate) fn bury(&mut self, children: &File, spare: &mut Keeper) -> io::Result<bool> {
         let mut given_up = None;
         loop {
             match system::reap()? {
                 Waited::Childless => return Ok(true),
-                Waited::Ended { pid, status, peak_rss_bytes } => self.note(pid, status, peak_rss_bytes),
+                Waited::Ended { pid, status, peak_rss_bytes } => {
+                    spare.note(pid);
+                    self.note(pid, status, peak_rss_bytes);
+                }
+                Waited::Running if given_up.is_none() && spare.is_all_that_lives() => return Ok(true),
                 Waited::Running => {
                     let now = Instant::now();
                     let until = *given_up.get_or_insert_with(|| {

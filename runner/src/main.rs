@@ -4,6 +4,7 @@
 //! `dartcloud-runner SOCKET`. It ends when the agent closes the connection.
 
 mod dial;
+mod fork_server;
 mod job;
 mod output;
 mod process;

@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use runner::wire::{self, MAX_OUTPUT_BYTES, Order, Run, ServerOrder};
@@ -34,7 +34,7 @@ pub(crate) fn serve(agent: &UnixStream, children: &File) -> io::Result<()> {
     let served = service.run();
     service.spare.end();
     if let Some(mut job) = service.job.take() {
-        job.bury(children)?;
+        job.bury(children, &mut service.spare)?;
     }
     served
 }
@@ -209,20 +209,20 @@ impl Service<'_> {
 
     fn reap(&mut self) -> io::Result<()> {
         let Some(job) = &mut self.job else {
-            // Between two runs only a spare lives.
+            // Between two runs only a spare lives, and the fork server that made it.
             while let Waited::Ended { pid, .. } = system::reap()? {
                 self.spare.note(pid);
             }
             return Ok(());
         };
-        if !job.reap()? {
+        if !job.reap(&mut self.spare)? {
             return Ok(());
         }
         if let Some(job) = self.job.take() {
             if self.dial.take().is_some() {
                 wire::encode_unconnected(&mut self.outbox, libc::ECONNREFUSED);
             }
-            let done = job.finish(self.children, &mut self.buffer, &mut self.outbox)?;
+            let done = job.finish(self.children, &mut self.spare, &mut self.buffer, &mut self.outbox)?;
             wire::encode_done(&mut self.outbox, &done);
             self.spare.renew();
         }
@@ -259,7 +259,7 @@ impl Service<'_> {
         let Some(socket) = self.passing.take() else { return Ok(true) };
         let mut frame = Vec::new();
         wire::encode_connected(&mut frame);
-        match system::send_with(self.agent, &frame, &socket) {
+        match system::send_with(self.agent, &frame, [socket.as_fd()]) {
             Ok(count) => self.outbox.extend_from_slice(&frame[count..]),
             Err(error) if again(&error) => self.passing = Some(socket),
             Err(error) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => {

@@ -2,9 +2,9 @@
 
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicI32, Ordering};
 
 use runner::wire::CALL_DESCRIPTOR;
@@ -148,10 +148,16 @@ pub(crate) fn connect_error(socket: &OwnedFd) -> io::Result<()> {
     error_number(errno)
 }
 
-/// Sends `bytes`, and with the first of them a descriptor.
-pub(crate) fn send_with(socket: &impl AsRawFd, bytes: &[u8], passed: &OwnedFd) -> io::Result<usize> {
-    const FD_BYTES: libc::c_uint = std::mem::size_of::<RawFd>() as libc::c_uint;
-    /// Room for one descriptor and its header, aligned as headers are.
+/// Sends `bytes`, and with the first of them some descriptors.
+pub(crate) fn send_with<const N: usize>(
+    socket: &impl AsRawFd,
+    bytes: &[u8],
+    passed: [BorrowedFd<'_>; N],
+) -> io::Result<usize> {
+    const { assert!(N * std::mem::size_of::<RawFd>() <= 16) };
+    let passed = passed.map(|descriptor| descriptor.as_raw_fd());
+    let passed_bytes = std::mem::size_of_val(&passed) as libc::c_uint;
+    /// Room for four descriptors and their header, aligned as headers are.
     #[repr(C)]
     union Control {
         _align: libc::cmsghdr,
@@ -159,19 +165,19 @@ pub(crate) fn send_with(socket: &impl AsRawFd, bytes: &[u8], passed: &OwnedFd) -
     }
     let mut control = Control { bytes: [0; 64] };
     let mut piece = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
-    // SAFETY: an all-zero `msghdr` is a valid value. `control` has room for what is written: CMSG_SPACE of one
-    // descriptor is 24 bytes. The kernel only reads what `piece` points to. All pointers outlive the call.
+    // SAFETY: an all-zero `msghdr` is a valid value. `control` has room for what is written: CMSG_SPACE of four
+    // descriptors is 32 bytes. The kernel only reads what `piece` points to. All pointers outlive the call.
     let sent = unsafe {
         let mut message: libc::msghdr = std::mem::zeroed();
         message.msg_iov = &mut piece;
         message.msg_iovlen = 1;
         message.msg_control = std::ptr::from_mut(&mut control).cast();
-        message.msg_controllen = libc::CMSG_SPACE(FD_BYTES) as _;
+        message.msg_controllen = libc::CMSG_SPACE(passed_bytes) as _;
         let header = libc::CMSG_FIRSTHDR(&message);
         (*header).cmsg_level = libc::SOL_SOCKET;
         (*header).cmsg_type = libc::SCM_RIGHTS;
-        (*header).cmsg_len = libc::CMSG_LEN(FD_BYTES) as _;
-        libc::CMSG_DATA(header).cast::<RawFd>().write_unaligned(passed.as_raw_fd());
+        (*header).cmsg_len = libc::CMSG_LEN(passed_bytes) as _;
+        libc::CMSG_DATA(header).cast::<[RawFd; N]>().write_unaligned(passed);
         libc::sendmsg(socket.as_raw_fd(), &message, libc::MSG_NOSIGNAL)
     };
     usize::try_from(sent).map_err(|_| io::Error::last_os_error())
@@ -281,6 +287,24 @@ pub(crate) fn reap() -> io::Result<Waited> {
         Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(Waited::Running),
         Err(error) => Err(error),
     }
+}
+
+/// Whether this child stands still because a signal stopped it.
+pub(crate) fn is_stopped(pid: Pid) -> bool {
+    // SAFETY: an all-zero `siginfo_t` is a valid value.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    let how = libc::WSTOPPED | libc::WNOHANG | libc::WNOWAIT;
+    // SAFETY: the pointer is to a live value of the right type; WNOWAIT leaves everything as it is.
+    let asked = unsafe { libc::waitid(libc::P_PID, pid.unsigned_abs(), &mut info, how) };
+    asked == 0 && info.si_signo != 0
+}
+
+/// Whether this is the only child. Where the kernel does not say, it is not.
+pub(crate) fn is_only_child(pid: Pid) -> bool {
+    let mut text = [0; 32];
+    let read = File::open("/proc/thread-self/children").and_then(|mut list| list.read(&mut text));
+    let only = read.ok().and_then(|count| std::str::from_utf8(&text[..count]).ok()?.trim().parse().ok());
+    only == Some(pid)
 }
 
 fn check(result: c_int) -> io::Result<c_int> {

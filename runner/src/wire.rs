@@ -41,10 +41,14 @@ pub struct Spare {
     pub env: Vec<Vec<u8>>,
     /// The working directory.
     pub cwd: Vec<u8>,
+    /// Whether the program is a fork server, which makes these processes and lives through the runs.
+    pub fork: bool,
 }
 
 /// The descriptor on which a [`Spare`] hears what it is to do: [`Run::call`], then the end. An end without a word
-/// means that it is not needed.
+/// means that it is not needed. A fork server's is a socket, on which each byte brings three descriptors and asks for
+/// one process: to print to, to print errors to, and its own call descriptor. Once that process is the runner's child,
+/// the answer is its id, in four bytes of the machine's order.
 pub const CALL_DESCRIPTOR: i32 = 3;
 /// Longest [`Run::call`], in bytes: what a pipe takes at once.
 pub const MAX_CALL_BYTES: usize = 64 * 1024;
@@ -169,7 +173,12 @@ impl Order {
                 merged: fields.flag()?,
                 call: fields.bytes()?.to_vec(),
             }),
-            KEEP => Self::Keep(Spare { argv: fields.list()?, env: fields.list()?, cwd: fields.bytes()?.to_vec() }),
+            KEEP => Self::Keep(Spare {
+                argv: fields.list()?,
+                env: fields.list()?,
+                cwd: fields.bytes()?.to_vec(),
+                fork: fields.flag()?,
+            }),
             kind => Self::Server(ServerOrder::decode(kind, &mut fields)?),
         };
         fields.end(order)
@@ -204,6 +213,7 @@ impl Spare {
             put_list(buffer, &self.argv);
             put_list(buffer, &self.env);
             put_bytes(buffer, &self.cwd);
+            buffer.push(u8::from(self.fork));
         })
     }
 }

@@ -55,7 +55,7 @@ impl Runner {
         let Run { env, .. } = environment();
         let mut frame = Vec::new();
         let cwd = self.directory.as_os_str().as_encoded_bytes().to_vec();
-        Spare { argv, env, cwd }.encode(&mut frame).unwrap();
+        Spare { argv, env, cwd, fork: false }.encode(&mut frame).unwrap();
         self.link.write_all(&frame).unwrap();
         self.await_spare();
     }

@@ -1,15 +1,14 @@
 //! A blank sandbox: its runner waits and, where that pays, so does a process; it has no code yet and belongs to no
 //! deployment. It becomes one deployment's once, and never blank again.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use common::runtime::Runtime;
+use common::runtime::{Runtime, Spare};
 use runner::wire;
 
 use super::SandboxArgs;
 use super::docker::Image;
-use super::function::environment;
+use super::function::{Env, environment};
 use super::mounts::Exchange;
 use super::runner_link;
 use super::site::{Fault, Sandbox, Site, Wish};
@@ -51,7 +50,8 @@ impl Blank {
             mounts: claim.room().binds(),
         };
         let mut sandbox = claim.occupy(wish).await?;
-        if let Some(frame) = keep(runtime, &image)? {
+        if let Some(spare) = &runtime.run.spare {
+            let frame = keep(spare, &runtime.run.env, &image, spare.fork)?;
             sandbox.link.send(&frame).await.map_err(Fault::Link)?;
         }
         Ok(Self { sandbox, exchange, image })
@@ -63,15 +63,15 @@ impl Blank {
     }
 }
 
-/// The order to keep a process of the runtime ready, where it has such.
-fn keep(runtime: &Runtime, image: &Image) -> Result<Option<Vec<u8>>, Fault> {
-    let Some(spare) = &runtime.run.spare else { return Ok(None) };
-    let (early, _) = spare.split_env(&runtime.run.env);
+/// The order to keep a process ready, for a runtime whose variables are `env`; `fork`: by a fork server.
+pub(super) fn keep(spare: &Spare, env: &Env, image: &Image, fork: bool) -> Result<Vec<u8>, Fault> {
+    let (early, _) = spare.split_env(env);
     let spare = wire::Spare {
         argv: spare.command(SPARE_PATH).into_iter().map(String::into_bytes).collect(),
-        env: environment(image, &early, &BTreeMap::new()),
+        env: environment(image, &early, &Env::new()),
         // Not where the function is, which it is told with the call.
         cwd: b"/".to_vec(),
+        fork,
     };
-    runner_link::encode(|frame| spare.encode(frame)).map(Some).map_err(|_| Fault::Environment)
+    runner_link::encode(|frame| spare.encode(frame)).map_err(|_| Fault::Environment)
 }

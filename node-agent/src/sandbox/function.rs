@@ -11,7 +11,7 @@ use common::runtime::{Runtime, Spare};
 use runner::wire::{self, Done, MAX_CALL_BYTES, Report, Run, Stream};
 
 use super::SandboxArgs;
-use super::blank::Blank;
+use super::blank::{Blank, keep};
 use super::docker::Image;
 use super::lease::{Exit, How, server};
 use super::mounts::{Exchange, Stage, is_furnished};
@@ -19,6 +19,8 @@ use super::runner_link;
 use super::site::{Fault, Sandbox};
 use super::spec::{CONFIG, FUNCTION, REQUEST, RESULT};
 
+/// Least memory of a function that has a fork server: that takes about 6 MB, which one that has little needs itself.
+const FORK_SERVER_LEAST_MB: u32 = 48;
 /// Where programs are, in an image that does not say.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -66,9 +68,8 @@ impl Function {
             Contract::Http { .. } => server(run).encode(frame),
         });
         let frame = frame.map_err(|_| Fault::Environment)?;
-        if runtime.run.spare.is_some() && !has_spare {
-            let none = runner_link::encode(|frame| wire::Spare::default().encode(frame)).map_err(Fault::Link)?;
-            sandbox.link.send(&none).await.map_err(Fault::Link)?;
+        if let Some(other) = other_spare(runtime, &image, has_spare, spec.limits.memory_mb)? {
+            sandbox.link.send(&other).await.map_err(Fault::Link)?;
         }
         sandbox.limit_memory(spec.limits.memory_mb).map_err(Fault::Memory)?;
         exchange.configure(&config(spec)).map_err(Fault::Link)?;
@@ -173,7 +174,19 @@ pub(super) fn how(done: &Done, out_of_memory: bool) -> How {
     }
 }
 
-type Env = BTreeMap<String, String>;
+/// What the runner is to keep ready instead of what a blank one does.
+fn other_spare(runtime: &Runtime, image: &Image, has_spare: bool, memory_mb: u32) -> Result<Option<Vec<u8>>, Fault> {
+    let order = match &runtime.run.spare {
+        Some(_) if !has_spare => {
+            runner_link::encode(|frame| wire::Spare::default().encode(frame)).map_err(Fault::Link)?
+        }
+        Some(spare) if spare.fork && memory_mb < FORK_SERVER_LEAST_MB => keep(spare, &runtime.run.env, image, false)?,
+        _ => return Ok(None),
+    };
+    Ok(Some(order))
+}
+
+pub(super) type Env = BTreeMap<String, String>;
 
 /// A process's environment: the image's, then what holds in every sandbox, the runtime's, the function's own.
 pub(crate) fn environment(image: &Image, runtime: &Env, own: &Env) -> Vec<Vec<u8>> {

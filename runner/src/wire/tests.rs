@@ -66,7 +66,8 @@ fn orders_survive_the_wire() {
     run.encode(&mut buffer).unwrap();
     assert_eq!(Order::decode(body(&buffer)), Ok(Order::Run(run)));
     never_panics(&buffer);
-    let spare = Spare { argv: vec![b"sh".to_vec()], env: vec![b"A=b".to_vec()], cwd: b"/".to_vec() };
+    let (argv, env) = (vec![b"sh".to_vec()], vec![b"A=b".to_vec()]);
+    let spare = Spare { argv, env, cwd: b"/".to_vec(), fork: true };
     buffer.clear();
     spare.encode(&mut buffer).unwrap();
     assert_eq!(Order::decode(body(&buffer)), Ok(Order::Keep(spare)));
