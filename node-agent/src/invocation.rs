@@ -1,12 +1,14 @@
 //! One call of a function, from the request on a work connection to its answer: the request is read, a sandbox
 //! leased, the function run, the record written to the spool, and only then the answer given. So it is under the file
-//! contract; a call of a server goes its own way, in [`streamed`].
+//! contract; a call of a server goes its own way, in [`streamed`], and one that runs once however often it comes makes a
+//! detour through [`once`].
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
+use common::digest::Digest;
 use common::error::Chain;
 use common::error::{Code, Form as ErrorForm, PublicError};
 use common::function::{Contract, DeploymentSpec};
@@ -14,7 +16,7 @@ use common::ids::{DeploymentId, InvocationId, NodeId};
 use common::invocation::{ExecutionError, Outcome, Record};
 use common::phases::{Phases, micros};
 use common::protocol::{
-    AUTH_US, DEPLOYMENT, FORM, FORM_ENVELOPE, FORM_HTTP, GATE_US, INVOCATION, OUTCOME, TIMING, TOOK_US,
+    AUTH_US, DEPLOYMENT, FORM, FORM_ENVELOPE, FORM_HTTP, GATE_US, INVOCATION, ONCE, OUTCOME, TIMING, TOOK_US,
 };
 use common::settings::BodyLimits;
 use http::header::{CONTENT_TYPE, RETRY_AFTER};
@@ -25,6 +27,7 @@ use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
 
+use crate::answers::Answers;
 use crate::build::Builds;
 use crate::deployments::{Deployments, LookupError};
 use crate::link::AnswerBody;
@@ -34,12 +37,14 @@ use crate::server::Servers;
 use crate::spool::Spool;
 
 mod bodies;
-mod enveloped;
+mod entire;
+mod once;
 mod phases;
 mod pump;
 mod record;
 mod request;
 mod result;
+mod stale;
 mod story;
 mod streamed;
 mod trouble;
@@ -50,6 +55,9 @@ pub(crate) use phases::PhaseMetrics;
 use record::{Begun, Ran};
 use request::Handed;
 use result::{Reply, Verdict};
+use stale::Stale;
+pub(crate) use stale::StaleArgs;
+use streamed::Arrival;
 
 /// How long a request's body may take; the gateway has its own, shorter patience with clients.
 const BODY_DEADLINE: Duration = Duration::from_secs(300);
@@ -67,11 +75,13 @@ pub(crate) struct Parts {
     pub(crate) node: NodeId,
     pub(crate) bodies: BodyLimits,
     pub(crate) held: BodiesArgs,
+    pub(crate) stale: StaleArgs,
     pub(crate) deployments: Arc<Deployments>,
     pub(crate) builds: Arc<Builds>,
     pub(crate) sandboxes: Arc<Sandboxes>,
     pub(crate) servers: Arc<Servers>,
     pub(crate) spool: Arc<Spool>,
+    pub(crate) answers: Arc<Answers>,
     pub(crate) metrics: Arc<Metrics>,
 }
 
@@ -79,6 +89,7 @@ pub(crate) struct Parts {
 pub(crate) struct Invocations {
     parts: Parts,
     held: Bodies,
+    stale: Stale,
     tasks: TaskTracker,
 }
 
@@ -87,6 +98,8 @@ struct Order {
     id: InvocationId,
     deployment: DeploymentId,
     form: Form,
+    /// Set where the call runs once, however often it comes.
+    once: Option<Digest>,
     /// What the gateway says of its own.
     phases: Phases,
 }
@@ -109,8 +122,8 @@ struct Done {
 
 impl Invocations {
     pub(crate) fn new(parts: Parts) -> Arc<Self> {
-        let held = Bodies::new(parts.held);
-        Arc::new(Self { parts, held, tasks: TaskTracker::new() })
+        let (held, stale) = (Bodies::new(parts.held), Stale::new(parts.stale));
+        Arc::new(Self { parts, held, stale, tasks: TaskTracker::new() })
     }
 
     /// Answers a call. Once its request is read, it runs and is recorded whether or not anybody waits for the
@@ -125,43 +138,91 @@ impl Invocations {
                 return refusal(&error, "", None).map(whole);
             }
         };
-        // A deployment that cannot be had is told of when the call runs.
-        let mut response = match self.parts.deployments.get(order.deployment).await {
-            Ok(spec) if matches!(spec.contract, Contract::Http { .. }) => {
-                streamed::answer(self, order, spec, request, arrival).await
-            }
-            _ => self.answer_by_files(order, request, arrival).await.map(whole),
+        let mut response = match order.once {
+            None => self.answer_each_time(order, request, arrival).await,
+            Some(key) => once::answer(self, order, key, request, arrival).await.map(whole),
         };
         // So that the gateway can tell our time from the link's.
         response.headers_mut().insert(HeaderName::from_static(TOOK_US), micros(arrival.0.elapsed()).into());
         response
     }
 
+    async fn answer_each_time(
+        self: &Arc<Self>,
+        order: Order,
+        request: Request<Incoming>,
+        arrival: Arrival,
+    ) -> Response<AnswerBody> {
+        // A deployment that cannot be had is told of when the call runs.
+        let Ok(spec) = self.parts.deployments.get(order.deployment).await else {
+            return self.answer_by_files(order, request, arrival).await.map(whole);
+        };
+        match stale::Wish::of(&order, &spec, &request) {
+            Some(wish) => stale::answer(self, wish, order, spec, request, arrival).await,
+            None => self.answer_by_contract(order, spec, request, arrival).await,
+        }
+    }
+
+    async fn answer_by_contract(
+        self: &Arc<Self>,
+        order: Order,
+        spec: Arc<DeploymentSpec>,
+        request: Request<Incoming>,
+        arrival: Arrival,
+    ) -> Response<AnswerBody> {
+        match spec.contract {
+            Contract::Http { .. } => streamed::answer(self, order, spec, request, arrival).await,
+            Contract::File => self.answer_by_files(order, request, arrival).await.map(whole),
+        }
+    }
+
     async fn answer_by_files(
         self: &Arc<Self>,
         order: Order,
         request: Request<Incoming>,
-        (clock, arrived): (Instant, DateTime<Utc>),
+        arrival: Arrival,
     ) -> Response<Bytes> {
         let (head, body) = request.into_parts();
-        let id = order.id;
+        match self.read(body).await {
+            Ok((body, room)) => self.run_by_files(order, &head, body, room, arrival).await,
+            Err(error) => self.unreadable(&error, order.id),
+        }
+    }
+
+    /// The whole body, and the memory that it takes.
+    async fn read(&self, body: Incoming) -> Result<(Bytes, Room), PublicError> {
         let mut room = self.held.room();
-        let handed = match read_body(room.counting(body), &self.parts.bodies).await {
-            Ok(bytes) => hand(&head, &bytes, &order, arrived),
-            Err(error) => Err(error),
-        };
+        let body = read_body(room.counting(body), &self.parts.bodies).await?;
+        Ok((body, room))
+    }
+
+    /// The answer to a request that nothing can be run for.
+    fn unreadable(&self, error: &PublicError, id: InvocationId) -> Response<Bytes> {
+        if error.code == Code::NoSandbox {
+            return refusal(error, &id.to_string(), None);
+        }
+        self.parts.metrics.invocations.with_label_values(&[Outcome::BadRequest.word()]).inc();
+        refusal(error, &id.to_string(), Some(Outcome::BadRequest))
+    }
+
+    async fn run_by_files(
+        self: &Arc<Self>,
+        order: Order,
+        head: &http_request::Parts,
+        body: Bytes,
+        mut room: Room,
+        (clock, arrived): Arrival,
+    ) -> Response<Bytes> {
+        let id = order.id;
         // What the function gets may be several times as large.
-        let fitted = handed.and_then(|handed| match room.fit(handed.json.len()) {
+        let fitted = hand(head, &body, &order, arrived).and_then(|handed| match room.fit(handed.json.len()) {
             Ok(()) => Ok(handed),
             Err(full) => Err(full.public()),
         });
+        drop(body);
         let handed = match fitted {
             Ok(handed) => handed,
-            Err(error) if error.code == Code::NoSandbox => return refusal(&error, &id.to_string(), None),
-            Err(error) => {
-                self.parts.metrics.invocations.with_label_values(&[Outcome::BadRequest.word()]).inc();
-                return refusal(&error, &id.to_string(), Some(Outcome::BadRequest));
-            }
+            Err(error) => return self.unreadable(&error, id),
         };
         let call = Call { order, handed, room, arrived, clock };
         let invocations = Arc::clone(self);
@@ -170,11 +231,13 @@ impl Invocations {
         match run.await {
             Ok(Ok(done)) => respond(done, id),
             Ok(Err(error)) => refusal(&error, &id.to_string(), None),
-            Err(_) => {
-                let error = PublicError::new(Code::Internal, "The node failed at this call; its log has the cause");
-                refusal(&error, &id.to_string(), None)
-            }
+            Err(_) => refusal(&panicked(), &id.to_string(), None),
         }
+    }
+
+    /// The deployment gets no more calls.
+    pub(crate) fn forget(&self, deployment: DeploymentId) {
+        self.stale.forget(deployment);
     }
 
     /// Waits until no call runs.
@@ -279,6 +342,10 @@ async fn run_function(
     })
 }
 
+fn panicked() -> PublicError {
+    PublicError::new(Code::Internal, "The node failed at this call; its log has the cause")
+}
+
 fn unknown(error: &LookupError) -> PublicError {
     match error {
         LookupError::Gone => PublicError::new(Code::NotFound, "There is no such function"),
@@ -299,9 +366,13 @@ fn parse_order(headers: &HeaderMap) -> Result<Order, &'static str> {
         Some(FORM_ENVELOPE) => Form::Envelope,
         _ => return Err("no known form"),
     };
+    let once = match text(ONCE) {
+        Some(key) => Some(key.parse().map_err(|_| "no valid key")?),
+        None => None,
+    };
     let us = |name| text(name).and_then(|text| text.parse().ok());
     let phases = Phases { gate_us: us(GATE_US), auth_us: us(AUTH_US), ..Phases::default() };
-    Ok(Order { id, deployment, form, phases })
+    Ok(Order { id, deployment, form, once, phases })
 }
 
 fn hand(head: &http_request::Parts, body: &[u8], order: &Order, now: DateTime<Utc>) -> Result<Handed, PublicError> {
