@@ -8,20 +8,16 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use common::digest::Digest;
 use common::error::Chain;
-use common::error::{Code, Form as ErrorForm, PublicError};
+use common::error::{Code, PublicError};
 use common::function::{Contract, DeploymentSpec};
 use common::ids::{DeploymentId, InvocationId, NodeId};
 use common::invocation::{ExecutionError, Outcome, Record};
 use common::phases::{Phases, micros};
-use common::protocol::{
-    AUTH_US, DEPLOYMENT, FORM, FORM_ENVELOPE, FORM_HTTP, GATE_US, INVOCATION, ONCE, OUTCOME, TIMING, TOOK_US,
-};
+use common::protocol::TOOK_US;
 use common::settings::BodyLimits;
-use http::header::{CONTENT_TYPE, RETRY_AFTER};
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, request as http_request};
-use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
+use http::{HeaderName, Request, Response, request as http_request};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::{Body, Incoming};
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
@@ -36,9 +32,11 @@ use crate::sandbox::{Exit, Lease, Sandboxes};
 use crate::server::Servers;
 use crate::spool::Spool;
 
+mod answer;
 mod bodies;
 mod entire;
 mod once;
+mod order;
 mod phases;
 mod pump;
 mod record;
@@ -49,8 +47,12 @@ mod story;
 mod streamed;
 mod trouble;
 
+pub(crate) use answer::whole;
+use answer::{refusal, respond};
 pub(crate) use bodies::BodiesArgs;
 use bodies::{Bodies, NoRoom, Room};
+pub(crate) use order::Form;
+use order::Order;
 pub(crate) use phases::PhaseMetrics;
 use record::{Begun, Ran};
 use request::Handed;
@@ -61,14 +63,6 @@ use streamed::Arrival;
 
 /// How long a request's body may take; the gateway has its own, shorter patience with clients.
 const BODY_DEADLINE: Duration = Duration::from_secs(300);
-/// How the client's request stands to the function's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Form {
-    /// It is the same.
-    Http,
-    /// It is described in the body.
-    Envelope,
-}
 
 /// What invocations need.
 pub(crate) struct Parts {
@@ -91,17 +85,6 @@ pub(crate) struct Invocations {
     held: Bodies,
     stale: Stale,
     tasks: TaskTracker,
-}
-
-/// What an order says of a call.
-struct Order {
-    id: InvocationId,
-    deployment: DeploymentId,
-    form: Form,
-    /// Set where the call runs once, however often it comes.
-    once: Option<Digest>,
-    /// What the gateway says of its own.
-    phases: Phases,
 }
 
 /// A call whose request was read.
@@ -130,7 +113,7 @@ impl Invocations {
     /// answer.
     pub(crate) async fn answer(self: &Arc<Self>, request: Request<Incoming>) -> Response<AnswerBody> {
         let arrival = (Instant::now(), Utc::now());
-        let order = match parse_order(request.headers()) {
+        let order = match Order::of(request.headers()) {
             Ok(order) => order,
             Err(reason) => {
                 tracing::error!(reason, "an order that this version does not know");
@@ -357,24 +340,6 @@ fn unknown(error: &LookupError) -> PublicError {
     }
 }
 
-fn parse_order(headers: &HeaderMap) -> Result<Order, &'static str> {
-    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-    let id = text(INVOCATION).and_then(|text| text.parse().ok()).ok_or("no valid invocation id")?;
-    let deployment = text(DEPLOYMENT).and_then(|text| text.parse().ok()).ok_or("no valid deployment id")?;
-    let form = match text(FORM) {
-        Some(FORM_HTTP) => Form::Http,
-        Some(FORM_ENVELOPE) => Form::Envelope,
-        _ => return Err("no known form"),
-    };
-    let once = match text(ONCE) {
-        Some(key) => Some(key.parse().map_err(|_| "no valid key")?),
-        None => None,
-    };
-    let us = |name| text(name).and_then(|text| text.parse().ok());
-    let phases = Phases { gate_us: us(GATE_US), auth_us: us(AUTH_US), ..Phases::default() };
-    Ok(Order { id, deployment, form, once, phases })
-}
-
 fn hand(head: &http_request::Parts, body: &[u8], order: &Order, now: DateTime<Utc>) -> Result<Handed, PublicError> {
     match order.form {
         Form::Http => request::from_http(head, body, order.id, now),
@@ -400,43 +365,4 @@ where
         }),
         Err(_) => Err(PublicError::new(Code::RequestTimeout, "The request body came too slowly")),
     }
-}
-
-fn respond(done: Done, id: InvocationId) -> Response<Bytes> {
-    let mut response = match done.answer {
-        Ok(reply) => {
-            let mut response = Response::new(reply.body);
-            *response.status_mut() = reply.status;
-            *response.headers_mut() = reply.headers;
-            response
-                .headers_mut()
-                .insert(HeaderName::from_static(OUTCOME), HeaderValue::from_static(done.outcome.word()));
-            response
-        }
-        Err(error) => refusal(&error, &id.to_string(), Some(done.outcome)),
-    };
-    if let Some(timing) = phases::header(&done.phases) {
-        response.headers_mut().insert(HeaderName::from_static(TIMING), timing);
-    }
-    response
-}
-
-/// An answer's body that is all there.
-pub(crate) fn whole(bytes: Bytes) -> AnswerBody {
-    Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
-}
-
-/// A finished error answer.
-fn refusal(error: &PublicError, request_id: &str, outcome: Option<Outcome>) -> Response<Bytes> {
-    let mut response = Response::new(Bytes::from(error.body(request_id, ErrorForm::Invoke)));
-    *response.status_mut() = StatusCode::from_u16(error.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    if let Some(seconds) = error.retry_after {
-        headers.insert(RETRY_AFTER, seconds.into());
-    }
-    if let Some(outcome) = outcome {
-        headers.insert(HeaderName::from_static(OUTCOME), HeaderValue::from_static(outcome.word()));
-    }
-    response
 }
