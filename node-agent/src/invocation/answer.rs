@@ -12,6 +12,9 @@ use http_body_util::{BodyExt as _, Full};
 use super::{Done, phases};
 use crate::link::AnswerBody;
 
+/// On an answer that was given before: the id of the call that ran for it, which has a record.
+pub(super) const ORIGINAL_REQUEST: HeaderName = HeaderName::from_static("original-request");
+
 /// What the client gets of a call that ended.
 pub(super) fn respond(done: Done, id: InvocationId) -> Response<Bytes> {
     let mut response = match done.answer {

@@ -14,6 +14,7 @@ use common::protocol::{OUTCOME, TIMING};
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode, request as http_request};
 use hyper::body::Incoming;
 
+use super::answer::ORIGINAL_REQUEST;
 use super::entire::{self, Entire};
 use super::streamed::Arrival;
 use super::{Form, Invocations, Order, panicked, refusal, unknown};
@@ -23,8 +24,6 @@ use crate::answers::{Asked, Claim};
 const START_ALLOWANCE: Duration = Duration::from_secs(60);
 /// On a repeat's answer, as others have it, too.
 const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
-/// On a repeat's answer: the id of the call that ran, which has a record.
-const ORIGINAL_REQUEST: HeaderName = HeaderName::from_static("original-request");
 
 /// Answers a call with a key.
 pub(super) async fn answer(

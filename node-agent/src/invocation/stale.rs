@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use common::function::{Contract, DeploymentSpec};
-use common::ids::DeploymentId;
+use common::ids::{DeploymentId, InvocationId};
 use common::invocation::Outcome;
+use common::phases::Phases;
 use common::protocol::{OUTCOME, TIMING, TOOK_US};
 use common::stream::names_websocket;
 use futures_util::stream;
@@ -18,6 +19,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, Status
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::body::{Body, Frame, Incoming};
 
+use super::answer::ORIGINAL_REQUEST;
 use super::entire::{self, Entire};
 use super::request::CREDENTIALS;
 use super::streamed::Arrival;
@@ -100,7 +102,7 @@ pub(super) async fn answer(
     request: Request<Incoming>,
     arrival: Arrival,
 ) -> Response<AnswerBody> {
-    let stale = &invocations.stale;
+    let (stale, id) = (&invocations.stale, order.id);
     let is_warming = stale.lock().warming.contains(&spec.deployment);
     if is_warming || is_cold(invocations, &spec) {
         let kept = stale.lock().get(&wish, Instant::now());
@@ -120,7 +122,7 @@ pub(super) async fn answer(
     match body.collect().await {
         Ok(body) => {
             let response = Response::from_parts(head, body.to_bytes());
-            stale.lock().put(wish.key, &response, Instant::now());
+            stale.lock().put(wish.key, id, &response, Instant::now());
             response.map(whole)
         }
         Err(cut) => {
@@ -137,7 +139,8 @@ fn is_cold(invocations: &Invocations, spec: &DeploymentSpec) -> bool {
     }
 }
 
-/// Runs the call itself, unless another one of its version does that already. Its record has the request's id.
+/// Runs the call itself, unless another one of its version does that already. It has an id and a record of its own: who
+/// got the answer of before is not the one that it runs for.
 fn warm_up(
     invocations: &Arc<Invocations>,
     wish: Wish,
@@ -152,11 +155,13 @@ fn warm_up(
     }
     let own = Arc::clone(invocations);
     invocations.tasks.spawn(async move {
+        let id = InvocationId::new();
+        let order = Order { id, phases: Phases::default(), ..order };
         let warming = Warming { invocations: &own, deployment };
         let call = Entire { order, spec, head, body: Bytes::new(), room: own.held.room(), arrival };
         let response = entire::answer(&own, call).await;
         if response.body().len() as u64 <= MAX_BODY_BYTES && may_be_kept(response.status(), response.headers()) {
-            own.stale.lock().put(wish.key, &response, Instant::now());
+            own.stale.lock().put(wish.key, id, &response, Instant::now());
         }
         drop(warming);
     });
@@ -192,6 +197,8 @@ struct Kept {
     age: u64,
     since: Instant,
     bytes: usize,
+    /// The call that it was the answer to.
+    id: InvocationId,
     answer: Response<Bytes>,
 }
 
@@ -231,11 +238,13 @@ impl Shelf {
         let headers = answer.headers_mut();
         headers.insert(AGE, age.as_secs().into());
         headers.insert(X_DARTCLOUD_STALE, HeaderValue::from_static("cold"));
+        let id = HeaderValue::try_from(kept.id.to_string()).expect("a UUID is a valid header value");
+        headers.insert(ORIGINAL_REQUEST, id);
         headers.insert(TIMING, HeaderValue::from_static("stale;desc=\"cold\""));
         Some(answer)
     }
 
-    fn put(&mut self, key: Key, answer: &Response<Bytes>, now: Instant) {
+    fn put(&mut self, key: Key, id: InvocationId, answer: &Response<Bytes>, now: Instant) {
         self.remove(&key);
         let mut answer = answer.clone();
         // Its bytes may be a small part of what was read.
@@ -248,7 +257,7 @@ impl Shelf {
         self.next += 1;
         self.bytes += bytes;
         self.ages.insert(age, key.clone());
-        self.answers.insert(key, Kept { age, since: now, bytes, answer });
+        self.answers.insert(key, Kept { age, since: now, bytes, id, answer });
         while self.bytes > self.max_bytes {
             let Some((_, oldest)) = self.ages.pop_first() else { break };
             self.remove(&oldest);

@@ -43,11 +43,11 @@ fn requests_that_anybody_might_send() {
     let check =
         |method: Method, form: Form, stale_ms: u32, line: Option<(&'static str, &'static str)>, wished: bool| {
             let order = Order {
-                id: common::ids::InvocationId::new(),
+                id: InvocationId::new(),
                 deployment: DeploymentId::new(),
                 form,
                 once: None,
-                phases: common::phases::Phases::default(),
+                phases: Phases::default(),
             };
             let mut request = Request::builder().method(method).uri("/a?b=c").body(Empty::<Bytes>::new()).unwrap();
             request.headers_mut().extend(headers(line.as_slice()));
@@ -102,12 +102,13 @@ fn answers_that_anybody_may_see() {
 fn an_answer_is_sent_until_it_is_too_old() {
     let (spec, begin) = (spec(10_000), Instant::now());
     let mut shelf = Shelf::new(1 << 20);
-    shelf.put(wish(&spec, "/").key, &answer("one"), begin);
+    shelf.put(wish(&spec, "/").key, InvocationId::new(), &answer("one"), begin);
     let check = |shelf: &Shelf, path, seconds: u64, body: Option<&str>| {
         let found = shelf.get(&wish(&spec, path), begin + Duration::from_secs(seconds));
         assert_eq!(found.as_ref().map(|answer| &answer.body()[..]), body.map(str::as_bytes), "{path} {seconds}");
         if let Some(found) = found {
             let words = [AGE, X_DARTCLOUD_STALE, HeaderName::from_static("x-fn")].map(|name| &found.headers()[name]);
+            assert!(found.headers()["original-request"].to_str().unwrap().parse::<InvocationId>().is_ok());
             assert_eq!(words, [&seconds.to_string(), "cold", "1"]);
             assert_eq!(found.headers()[TIMING], "stale;desc=\"cold\"");
         }
@@ -116,7 +117,7 @@ fn an_answer_is_sent_until_it_is_too_old() {
     check(&shelf, "/", 10, Some("one"));
     check(&shelf, "/", 11, None);
     check(&shelf, "/?a", 3, None);
-    shelf.put(wish(&spec, "/").key, &answer("two"), begin);
+    shelf.put(wish(&spec, "/").key, InvocationId::new(), &answer("two"), begin);
     check(&shelf, "/", 3, Some("two"));
     assert_eq!((shelf.answers.len(), shelf.ages.len()), (1, 1));
 }
@@ -127,12 +128,12 @@ fn the_oldest_make_room() {
     let stale = Stale(Mutex::new(Shelf::new(3 * (OVERHEAD_BYTES + 64))));
     let now = Instant::now();
     for (spec, path) in [(&one, "/1"), (&two, "/2"), (&one, "/3"), (&one, "/4")] {
-        stale.lock().put(wish(spec, path).key, &answer("x"), now);
+        stale.lock().put(wish(spec, path).key, InvocationId::new(), &answer("x"), now);
     }
     let has = |spec, path| stale.lock().get(&wish(spec, path), now).is_some();
     assert_eq!([has(&one, "/1"), has(&two, "/2"), has(&one, "/3"), has(&one, "/4")], [false, true, true, true]);
     stale.forget(one.deployment);
     assert_eq!([has(&two, "/2"), has(&one, "/3"), has(&one, "/4")], [true, false, false]);
-    stale.lock().put(wish(&two, "/large").key, &Response::new(Bytes::from(vec![0; 4096])), now);
+    stale.lock().put(wish(&two, "/large").key, InvocationId::new(), &Response::new(Bytes::from(vec![0; 4096])), now);
     assert!(stale.lock().answers.is_empty() && stale.lock().bytes == 0);
 }
