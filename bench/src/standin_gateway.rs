@@ -57,6 +57,7 @@ impl Agent {
             limits: Limits { timeout_ms: 5000, memory_mb: 128, concurrency: 10 },
             env: Default::default(),
             egress: false,
+            stale_while_cold_ms: 0,
         };
         let served = Arc::new(Served { spec: spec.clone(), archive });
         let work = listen(data_dir.join("link.sock"), served)?;

@@ -83,6 +83,10 @@ codes! {
     EmailTaken = "email_taken", 409, Client;
     /// Another deploy of the same function is under way, or it was deleted meanwhile.
     Conflict = "conflict", 409, Client;
+    /// The first call with the same idempotency key has not ended yet.
+    CallUnderWay = "call_under_way", 409, Client;
+    /// The idempotency key came with another request before.
+    KeyReused = "idempotency_key_reused", 422, Client;
     /// A body over its limit.
     TooLarge = "too_large", 413, Client;
     /// A path over its limit.
@@ -136,10 +140,10 @@ pub struct PublicError {
 }
 
 impl PublicError {
-    /// An error with its sentence. Overload and platform faults say when to try again.
+    /// An error with its sentence. Overload, platform faults and calls under way say when to try again.
     #[must_use]
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        let retry_after = matches!(code.status(), 429 | 503).then_some(1);
+        let retry_after = (matches!(code.status(), 429 | 503) || code == Code::CallUnderWay).then_some(1);
         Self { code, message: message.into(), log: None, retry_after }
     }
 

@@ -91,6 +91,9 @@ pub struct DeploymentSpec {
     pub env: BTreeMap<String, String>,
     /// Whether its sandboxes have a network.
     pub egress: bool,
+    /// How old an answer to a GET may be that is sent while a sandbox is started, in milliseconds; 0: none is.
+    #[serde(default)]
+    pub stale_while_cold_ms: u32,
 }
 
 /// A function's state, as its owner sees it.

@@ -35,6 +35,8 @@ pub struct Manifest {
     pub concurrency: Option<u32>,
     /// Whether it may open connections; `false` when absent.
     pub egress: Option<bool>,
+    /// How old an answer to a GET may be that is sent while a sandbox is started, in milliseconds; 0 or absent: none is.
+    pub stale_while_cold_ms: Option<u32>,
     /// Environment variables.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
@@ -117,6 +119,7 @@ impl Manifest {
             memory_mb: over.memory_mb.or(self.memory_mb),
             concurrency: over.concurrency.or(self.concurrency),
             egress: over.egress.or(self.egress),
+            stale_while_cold_ms: over.stale_while_cold_ms.or(self.stale_while_cold_ms),
             env,
         }
     }
@@ -164,6 +167,19 @@ impl Manifest {
         }
     }
 
+    /// How old an answer may be that is sent while a sandbox is started, in milliseconds; 0: none is.
+    ///
+    /// # Errors
+    /// It asks for that, and is not public.
+    pub fn stale_while_cold_ms(&self) -> Result<u32, InvalidManifest> {
+        match (self.stale_while_cold_ms.unwrap_or(0), self.access) {
+            (0, _) => Ok(0),
+            (ms, Some(Access::Public)) => Ok(ms),
+            // What one caller was told may not be for another.
+            (_, _) => Err(InvalidManifest("stale_while_cold_ms is for `access = \"public\"` alone".into())),
+        }
+    }
+
     /// How the function is called, and a message where the operator's ceiling cut its wish.
     ///
     /// # Errors
@@ -188,6 +204,9 @@ impl Manifest {
         let refuse = |sentence: String| Err(InvalidManifest(format!("{source}: {sentence}")));
         if [self.timeout_ms, self.idle_timeout_ms, self.concurrency].contains(&Some(0)) {
             return refuse("timeout_ms, idle_timeout_ms and concurrency are at least 1".into());
+        }
+        if self.stale_while_cold_ms.is_some_and(|ms| ms > MAX_STALE_MS) {
+            return refuse(format!("stale_while_cold_ms is at most {MAX_STALE_MS}, which is a day"));
         }
         if self.memory_mb.is_some_and(|memory| memory < MIN_MEMORY_MB) {
             return refuse(format!("memory_mb is at least {MIN_MEMORY_MB}"));
@@ -216,6 +235,8 @@ impl Manifest {
 const IDLE_TIMEOUT_MS: u32 = 60_000;
 /// Least memory of a function, in MiB: what the runner and a shell need.
 pub const MIN_MEMORY_MB: u32 = 16;
+/// The oldest answer that a function may have sent, in milliseconds.
+const MAX_STALE_MS: u32 = 24 * 60 * 60 * 1000;
 const MAX_ENV_NAMES: usize = 100;
 const MAX_ENV_VALUE_BYTES: usize = 4096;
 
@@ -241,6 +262,8 @@ mod tests {
         check("idle_timeout_ms = 0", Err("at least 1"));
         check("memory_mb = 1", Err("at least 16"));
         check("timeout_ms = -1", Err("invalid value"));
+        check("stale_while_cold_ms = 86400000", Ok(()));
+        check("stale_while_cold_ms = 86400001", Err("at most 86400000"));
         check("runtime = 'No Such'", Err("runtime"));
         check("contract = 'carrier-pigeon'", Err("unknown variant"));
         check("[env]\n'1A' = 'x'", Err("not valid"));
@@ -265,6 +288,18 @@ mod tests {
         check("egress = true", &[], (true, false));
         check("egress = true", &closed, (false, true));
         check("egress = false", &closed, (false, false));
+    }
+
+    #[test]
+    fn only_what_is_public_may_be_stale() {
+        let check = |toml: &str, expected: Option<u32>| {
+            assert_eq!(Manifest::from_toml(toml).unwrap().stale_while_cold_ms().ok(), expected, "{toml}");
+        };
+        check("", Some(0));
+        check("access = 'private'\nstale_while_cold_ms = 0", Some(0));
+        check("access = 'public'\nstale_while_cold_ms = 60000", Some(60_000));
+        check("access = 'private'\nstale_while_cold_ms = 60000", None);
+        check("stale_while_cold_ms = 1", None);
     }
 
     #[test]

@@ -131,6 +131,9 @@ pub const OUTCOME: &str = "dartcloud-outcome";
 pub const GATE_US: &str = "dartcloud-gate-us";
 /// Header of an invocation: the same of [`AUTH`](crate::phases::AUTH).
 pub const AUTH_US: &str = "dartcloud-auth-us";
+/// Header of an invocation: a digest of its `Idempotency-Key`, of the function, and of whose the key is. A call that bears
+/// it runs once; who repeats it gets the first answer. An older agent runs it each time.
+pub const ONCE: &str = "dartcloud-once";
 /// Header of an invocation's answer: its phases at the agent, in the form of `Server-Timing`.
 pub const TIMING: &str = "dartcloud-timing";
 /// Header of an invocation's answer: how long the agent had the call, in microseconds. An older agent does not say.

@@ -1,7 +1,8 @@
 //! The agent's settings.
 
+use crate::answers::AnswersArgs;
 use crate::build_cache::BuildCacheArgs;
-use crate::invocation::BodiesArgs;
+use crate::invocation::{BodiesArgs, StaleArgs};
 use crate::link::LinkArgs;
 use crate::sandbox::SandboxArgs;
 use crate::spool::SpoolArgs;
@@ -26,6 +27,12 @@ pub struct Settings {
     /// The record spool.
     #[command(flatten)]
     pub spool: SpoolArgs,
+    /// Answers that are kept for who asks again.
+    #[command(flatten)]
+    pub answers: AnswersArgs,
+    /// Answers that are kept for cold functions.
+    #[command(flatten)]
+    pub stale: StaleArgs,
     /// The link.
     #[command(flatten)]
     pub link: LinkArgs,

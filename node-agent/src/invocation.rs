@@ -1,6 +1,7 @@
 //! One call of a function, from the request on a work connection to its answer: the request is read, a sandbox
 //! leased, the function run, the record written to the spool, and only then the answer given. So it is under the file
-//! contract; a call of a server goes its own way, in [`streamed`].
+//! contract; a call of a server goes its own way, in [`streamed`], and one that runs once however often it comes makes a
+//! detour through [`once`].
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,23 +9,21 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use common::error::Chain;
-use common::error::{Code, Form as ErrorForm, PublicError};
+use common::error::{Code, PublicError};
 use common::function::{Contract, DeploymentSpec};
 use common::ids::{DeploymentId, InvocationId, NodeId};
 use common::invocation::{ExecutionError, Outcome, Record};
 use common::phases::{Phases, micros};
-use common::protocol::{
-    AUTH_US, DEPLOYMENT, FORM, FORM_ENVELOPE, FORM_HTTP, GATE_US, INVOCATION, OUTCOME, TIMING, TOOK_US,
-};
+use common::protocol::TOOK_US;
 use common::settings::BodyLimits;
-use http::header::{CONTENT_TYPE, RETRY_AFTER};
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, request as http_request};
-use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
+use http::{HeaderName, Request, Response, request as http_request};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use hyper::body::{Body, Incoming};
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
 
+use crate::answers::Answers;
 use crate::build::Builds;
 use crate::deployments::{Deployments, LookupError};
 use crate::link::AnswerBody;
@@ -33,45 +32,50 @@ use crate::sandbox::{Exit, Lease, Sandboxes};
 use crate::server::Servers;
 use crate::spool::Spool;
 
+mod answer;
 mod bodies;
-mod enveloped;
+mod entire;
+mod once;
+mod order;
 mod phases;
 mod pump;
 mod record;
 mod request;
 mod result;
+mod stale;
 mod story;
 mod streamed;
 mod trouble;
 
+pub(crate) use answer::whole;
+use answer::{refusal, respond};
 pub(crate) use bodies::BodiesArgs;
 use bodies::{Bodies, NoRoom, Room};
+pub(crate) use order::Form;
+use order::Order;
 pub(crate) use phases::PhaseMetrics;
 use record::{Begun, Ran};
 use request::Handed;
 use result::{Reply, Verdict};
+use stale::Stale;
+pub(crate) use stale::StaleArgs;
+use streamed::Arrival;
 
 /// How long a request's body may take; the gateway has its own, shorter patience with clients.
 const BODY_DEADLINE: Duration = Duration::from_secs(300);
-/// How the client's request stands to the function's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Form {
-    /// It is the same.
-    Http,
-    /// It is described in the body.
-    Envelope,
-}
 
 /// What invocations need.
 pub(crate) struct Parts {
     pub(crate) node: NodeId,
     pub(crate) bodies: BodyLimits,
     pub(crate) held: BodiesArgs,
+    pub(crate) stale: StaleArgs,
     pub(crate) deployments: Arc<Deployments>,
     pub(crate) builds: Arc<Builds>,
     pub(crate) sandboxes: Arc<Sandboxes>,
     pub(crate) servers: Arc<Servers>,
     pub(crate) spool: Arc<Spool>,
+    pub(crate) answers: Arc<Answers>,
     pub(crate) metrics: Arc<Metrics>,
 }
 
@@ -79,16 +83,8 @@ pub(crate) struct Parts {
 pub(crate) struct Invocations {
     parts: Parts,
     held: Bodies,
+    stale: Stale,
     tasks: TaskTracker,
-}
-
-/// What an order says of a call.
-struct Order {
-    id: InvocationId,
-    deployment: DeploymentId,
-    form: Form,
-    /// What the gateway says of its own.
-    phases: Phases,
 }
 
 /// A call whose request was read.
@@ -109,15 +105,15 @@ struct Done {
 
 impl Invocations {
     pub(crate) fn new(parts: Parts) -> Arc<Self> {
-        let held = Bodies::new(parts.held);
-        Arc::new(Self { parts, held, tasks: TaskTracker::new() })
+        let (held, stale) = (Bodies::new(parts.held), Stale::new(parts.stale));
+        Arc::new(Self { parts, held, stale, tasks: TaskTracker::new() })
     }
 
     /// Answers a call. Once its request is read, it runs and is recorded whether or not anybody waits for the
     /// answer.
     pub(crate) async fn answer(self: &Arc<Self>, request: Request<Incoming>) -> Response<AnswerBody> {
         let arrival = (Instant::now(), Utc::now());
-        let order = match parse_order(request.headers()) {
+        let order = match Order::of(request.headers()) {
             Ok(order) => order,
             Err(reason) => {
                 tracing::error!(reason, "an order that this version does not know");
@@ -125,43 +121,91 @@ impl Invocations {
                 return refusal(&error, "", None).map(whole);
             }
         };
-        // A deployment that cannot be had is told of when the call runs.
-        let mut response = match self.parts.deployments.get(order.deployment).await {
-            Ok(spec) if matches!(spec.contract, Contract::Http { .. }) => {
-                streamed::answer(self, order, spec, request, arrival).await
-            }
-            _ => self.answer_by_files(order, request, arrival).await.map(whole),
+        let mut response = match order.once {
+            None => self.answer_each_time(order, request, arrival).await,
+            Some(key) => once::answer(self, order, key, request, arrival).await.map(whole),
         };
         // So that the gateway can tell our time from the link's.
         response.headers_mut().insert(HeaderName::from_static(TOOK_US), micros(arrival.0.elapsed()).into());
         response
     }
 
+    async fn answer_each_time(
+        self: &Arc<Self>,
+        order: Order,
+        request: Request<Incoming>,
+        arrival: Arrival,
+    ) -> Response<AnswerBody> {
+        // A deployment that cannot be had is told of when the call runs.
+        let Ok(spec) = self.parts.deployments.get(order.deployment).await else {
+            return self.answer_by_files(order, request, arrival).await.map(whole);
+        };
+        match stale::Wish::of(&order, &spec, &request) {
+            Some(wish) => stale::answer(self, wish, order, spec, request, arrival).await,
+            None => self.answer_by_contract(order, spec, request, arrival).await,
+        }
+    }
+
+    async fn answer_by_contract(
+        self: &Arc<Self>,
+        order: Order,
+        spec: Arc<DeploymentSpec>,
+        request: Request<Incoming>,
+        arrival: Arrival,
+    ) -> Response<AnswerBody> {
+        match spec.contract {
+            Contract::Http { .. } => streamed::answer(self, order, spec, request, arrival).await,
+            Contract::File => self.answer_by_files(order, request, arrival).await.map(whole),
+        }
+    }
+
     async fn answer_by_files(
         self: &Arc<Self>,
         order: Order,
         request: Request<Incoming>,
-        (clock, arrived): (Instant, DateTime<Utc>),
+        arrival: Arrival,
     ) -> Response<Bytes> {
         let (head, body) = request.into_parts();
-        let id = order.id;
+        match self.read(body).await {
+            Ok((body, room)) => self.run_by_files(order, &head, body, room, arrival).await,
+            Err(error) => self.unreadable(&error, order.id),
+        }
+    }
+
+    /// The whole body, and the memory that it takes.
+    async fn read(&self, body: Incoming) -> Result<(Bytes, Room), PublicError> {
         let mut room = self.held.room();
-        let handed = match read_body(room.counting(body), &self.parts.bodies).await {
-            Ok(bytes) => hand(&head, &bytes, &order, arrived),
-            Err(error) => Err(error),
-        };
+        let body = read_body(room.counting(body), &self.parts.bodies).await?;
+        Ok((body, room))
+    }
+
+    /// The answer to a request that nothing can be run for.
+    fn unreadable(&self, error: &PublicError, id: InvocationId) -> Response<Bytes> {
+        if error.code == Code::NoSandbox {
+            return refusal(error, &id.to_string(), None);
+        }
+        self.parts.metrics.invocations.with_label_values(&[Outcome::BadRequest.word()]).inc();
+        refusal(error, &id.to_string(), Some(Outcome::BadRequest))
+    }
+
+    async fn run_by_files(
+        self: &Arc<Self>,
+        order: Order,
+        head: &http_request::Parts,
+        body: Bytes,
+        mut room: Room,
+        (clock, arrived): Arrival,
+    ) -> Response<Bytes> {
+        let id = order.id;
         // What the function gets may be several times as large.
-        let fitted = handed.and_then(|handed| match room.fit(handed.json.len()) {
+        let fitted = hand(head, &body, &order, arrived).and_then(|handed| match room.fit(handed.json.len()) {
             Ok(()) => Ok(handed),
             Err(full) => Err(full.public()),
         });
+        drop(body);
         let handed = match fitted {
             Ok(handed) => handed,
-            Err(error) if error.code == Code::NoSandbox => return refusal(&error, &id.to_string(), None),
-            Err(error) => {
-                self.parts.metrics.invocations.with_label_values(&[Outcome::BadRequest.word()]).inc();
-                return refusal(&error, &id.to_string(), Some(Outcome::BadRequest));
-            }
+            Err(error) => return self.unreadable(&error, id),
         };
         let call = Call { order, handed, room, arrived, clock };
         let invocations = Arc::clone(self);
@@ -170,11 +214,13 @@ impl Invocations {
         match run.await {
             Ok(Ok(done)) => respond(done, id),
             Ok(Err(error)) => refusal(&error, &id.to_string(), None),
-            Err(_) => {
-                let error = PublicError::new(Code::Internal, "The node failed at this call; its log has the cause");
-                refusal(&error, &id.to_string(), None)
-            }
+            Err(_) => refusal(&panicked(), &id.to_string(), None),
         }
+    }
+
+    /// The deployment gets no more calls.
+    pub(crate) fn forget(&self, deployment: DeploymentId) {
+        self.stale.forget(deployment);
     }
 
     /// Waits until no call runs.
@@ -279,6 +325,10 @@ async fn run_function(
     })
 }
 
+fn panicked() -> PublicError {
+    PublicError::new(Code::Internal, "The node failed at this call; its log has the cause")
+}
+
 fn unknown(error: &LookupError) -> PublicError {
     match error {
         LookupError::Gone => PublicError::new(Code::NotFound, "There is no such function"),
@@ -288,20 +338,6 @@ fn unknown(error: &LookupError) -> PublicError {
             PublicError::new(Code::NoSandbox, "This node does not know the function yet; try again")
         }
     }
-}
-
-fn parse_order(headers: &HeaderMap) -> Result<Order, &'static str> {
-    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-    let id = text(INVOCATION).and_then(|text| text.parse().ok()).ok_or("no valid invocation id")?;
-    let deployment = text(DEPLOYMENT).and_then(|text| text.parse().ok()).ok_or("no valid deployment id")?;
-    let form = match text(FORM) {
-        Some(FORM_HTTP) => Form::Http,
-        Some(FORM_ENVELOPE) => Form::Envelope,
-        _ => return Err("no known form"),
-    };
-    let us = |name| text(name).and_then(|text| text.parse().ok());
-    let phases = Phases { gate_us: us(GATE_US), auth_us: us(AUTH_US), ..Phases::default() };
-    Ok(Order { id, deployment, form, phases })
 }
 
 fn hand(head: &http_request::Parts, body: &[u8], order: &Order, now: DateTime<Utc>) -> Result<Handed, PublicError> {
@@ -329,43 +365,4 @@ where
         }),
         Err(_) => Err(PublicError::new(Code::RequestTimeout, "The request body came too slowly")),
     }
-}
-
-fn respond(done: Done, id: InvocationId) -> Response<Bytes> {
-    let mut response = match done.answer {
-        Ok(reply) => {
-            let mut response = Response::new(reply.body);
-            *response.status_mut() = reply.status;
-            *response.headers_mut() = reply.headers;
-            response
-                .headers_mut()
-                .insert(HeaderName::from_static(OUTCOME), HeaderValue::from_static(done.outcome.word()));
-            response
-        }
-        Err(error) => refusal(&error, &id.to_string(), Some(done.outcome)),
-    };
-    if let Some(timing) = phases::header(&done.phases) {
-        response.headers_mut().insert(HeaderName::from_static(TIMING), timing);
-    }
-    response
-}
-
-/// An answer's body that is all there.
-pub(crate) fn whole(bytes: Bytes) -> AnswerBody {
-    Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
-}
-
-/// A finished error answer.
-fn refusal(error: &PublicError, request_id: &str, outcome: Option<Outcome>) -> Response<Bytes> {
-    let mut response = Response::new(Bytes::from(error.body(request_id, ErrorForm::Invoke)));
-    *response.status_mut() = StatusCode::from_u16(error.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    if let Some(seconds) = error.retry_after {
-        headers.insert(RETRY_AFTER, seconds.into());
-    }
-    if let Some(outcome) = outcome {
-        headers.insert(HeaderName::from_static(OUTCOME), HeaderValue::from_static(outcome.word()));
-    }
-    response
 }

@@ -26,6 +26,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use answers::Answers;
 use build::Builds;
 use build_cache::BuildCache;
 use deployments::Deployments;
@@ -37,6 +38,7 @@ use sandbox::Sandboxes;
 use server::Servers;
 use spool::{LinkSink, Ship, Spool, SpoolError, StoreSink};
 
+mod answers;
 mod backoff;
 mod build;
 mod build_cache;
@@ -49,6 +51,7 @@ pub mod sandbox;
 mod server;
 mod spool;
 
+pub use answers::AnswersArgs;
 pub use build_cache::BuildCacheArgs;
 pub use config::Settings;
 pub use link::LinkArgs;
@@ -122,6 +125,8 @@ pub async fn run(
     let spool_dir = data_dir.join("spool");
     let spool = Spool::open(&spool_dir, &settings.spool, Arc::clone(&metrics)).map_err(unusable(spool_dir))?;
     let spool = Arc::new(spool);
+    let answers_dir = data_dir.join("answers");
+    let answers = Answers::open(&answers_dir, settings.answers, Arc::clone(&metrics)).map_err(unusable(answers_dir))?;
     let builds_dir = data_dir.join("builds");
     sandbox::release(&builds_dir).map_err(unusable(builds_dir.clone()))?;
     let cache = BuildCache::open(builds_dir.clone(), settings.build_cache.bytes(), Arc::clone(&metrics));
@@ -142,14 +147,16 @@ pub async fn run(
         node,
         bodies,
         held: settings.bodies,
+        stale: settings.stale,
         deployments: Arc::clone(&deployments),
         builds: Arc::clone(&builds),
         sandboxes: Arc::clone(&sandboxes),
         servers: Arc::clone(&servers),
         spool: Arc::clone(&spool),
+        answers: Arc::clone(&answers),
         metrics: Arc::clone(&metrics),
     });
-    let agent = Arc::new(Agent { deployments, builds, invocations, servers, sandboxes, spool, calls });
+    let agent = Arc::new(Agent { deployments, builds, invocations, servers, sandboxes, spool, answers, calls });
     let link = Link {
         dialer,
         name: settings.node_name.unwrap_or_else(machine_name),
@@ -170,6 +177,7 @@ struct Agent {
     servers: Arc<Servers>,
     sandboxes: Arc<Sandboxes>,
     spool: Arc<Spool>,
+    answers: Arc<Answers>,
     calls: Arc<Calls>,
 }
 
@@ -179,6 +187,7 @@ impl Agent {
         let (stops, stop_spool) = (Stops::default(), CancellationToken::new());
         let mut linked = AbortOnDropHandle::new(tokio::spawn(link.run(stops.clone())));
         let spooled = AbortOnDropHandle::new(tokio::spawn(Arc::clone(&self.spool).run(sink, stop_spool.clone())));
+        let kept = AbortOnDropHandle::new(tokio::spawn(Arc::clone(&self.answers).run(stop_spool.clone())));
         stop.cancelled().await;
         let deadline = Instant::now() + DRAIN_DEADLINE;
         stops.leave.cancel();
@@ -199,6 +208,9 @@ impl Agent {
         stop_spool.cancel();
         if let Err(error) = spooled.await {
             tracing::error!(%error, "the record spool ended early");
+        }
+        if let Err(error) = kept.await {
+            tracing::error!(%error, "the keeping of answers ended early");
         }
         self.calls.close().await;
         self.servers.close().await;
@@ -251,6 +263,7 @@ impl Orders for Agent {
     fn retire(&self, deployments: &[DeploymentId]) {
         for deployment in deployments {
             self.deployments.forget(*deployment);
+            self.invocations.forget(*deployment);
             self.servers.retire(*deployment);
             self.sandboxes.retire(*deployment);
         }

@@ -22,6 +22,14 @@ pub(crate) struct Metrics {
     pub(crate) spool_dropped: IntCounter,
     /// Damaged places in the spool.
     pub(crate) spool_corrupt: IntCounter,
+    /// Calls with an `Idempotency-Key`, by what became of them: `first`, `repeat`, `reused`, `under_way`.
+    pub(crate) answers_calls: IntCounterVec,
+    /// Bytes that answers take on disk which are kept for their repeats.
+    pub(crate) answers_bytes: IntGauge,
+    /// Answers that had to make room.
+    pub(crate) answers_evicted: IntCounter,
+    /// Answers that were sent while a sandbox was started.
+    pub(crate) stale_answers: IntCounter,
     /// Builds that ended, by how: `built`, `cached`, `fetched`, `failed`, `error`.
     pub(crate) builds: IntCounterVec,
     /// How long builds that ran took, in seconds.
@@ -64,6 +72,20 @@ impl Metrics {
                 "Records that the store never got: the spool was full, or the store refused them.",
             )?,
             spool_corrupt: counter("dartcloud_agent_spool_corrupt_total", "Damaged places in the spool, skipped.")?,
+            answers_calls: counters(
+                "dartcloud_agent_idempotent_calls_total",
+                "Calls with an Idempotency-Key, by what became of them.",
+                "result",
+            )?,
+            answers_bytes: gauge("dartcloud_agent_idempotent_bytes", "Size of the answers kept for repeated calls.")?,
+            answers_evicted: counter(
+                "dartcloud_agent_idempotent_evicted_total",
+                "Answers that had to make room before their time: a repeat of their calls runs again.",
+            )?,
+            stale_answers: counter(
+                "dartcloud_agent_stale_answers_total",
+                "Answers of before that were sent while a sandbox was started (stale_while_cold_ms).",
+            )?,
             builds: counters("dartcloud_agent_builds_total", "Builds that ended, by how.", "result")?,
             build_seconds: histogram("dartcloud_agent_build_duration_seconds", "How long builds took.", build_buckets)?,
             build_cache_bytes: gauge("dartcloud_agent_build_cache_bytes", "Size of the build cache.")?,

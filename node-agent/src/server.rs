@@ -161,6 +161,11 @@ impl Servers {
         Err(NoServer::NoSandbox("the server ended as soon as it had started, again and again".into()))
     }
 
+    /// Whether the deployment's server runs.
+    pub(crate) fn has(&self, deployment: DeploymentId) -> bool {
+        self.lock().get(&deployment).is_some_and(|entry| matches!(entry.start.peek(), Some(Ok(_))))
+    }
+
     /// The deployment gets no more calls: its server ends after those that are under way.
     pub(crate) fn retire(&self, deployment: DeploymentId) {
         let entry = self.lock().get(&deployment).cloned();

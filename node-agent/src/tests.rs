@@ -97,6 +97,7 @@ impl Kept {
             env: BTreeMap::from([("GREETING".to_owned(), "hello".to_owned())]),
             contract: common::function::Contract::File,
             egress: false,
+            stale_while_cold_ms: 0,
         };
         self.deployments.lock().unwrap().insert(spec.deployment, spec.clone());
         spec

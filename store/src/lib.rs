@@ -158,6 +158,8 @@ pub struct NewDeployment {
     pub env: std::collections::BTreeMap<String, String>,
     /// Whether its sandboxes have a network.
     pub egress: bool,
+    /// How old an answer may be that is sent while a sandbox is started, in milliseconds; 0: none is.
+    pub stale_while_cold_ms: u32,
 }
 
 impl NewDeployment {
@@ -174,6 +176,7 @@ impl NewDeployment {
             limits: self.limits,
             env: self.env,
             egress: self.egress,
+            stale_while_cold_ms: self.stale_while_cold_ms,
         }
     }
 }

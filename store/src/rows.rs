@@ -76,7 +76,8 @@ macro_rules! select_functions {
                  SELECT 1 FROM function_deployments b WHERE b.function_id = f.id AND b.status = 'building'
                ) AS building,
                d.id AS deployment_id, d.version, d.runtime, d.entrypoint, d.archive, d.archive_root, d.access,
-               d.contract, d.idle_timeout_ms, d.timeout_ms, d.memory_mb, d.concurrency, d.env, d.egress
+               d.contract, d.idle_timeout_ms, d.timeout_ms, d.memory_mb, d.concurrency, d.env, d.egress,
+               d.stale_while_cold_ms
              FROM functions f
              JOIN users u ON u.id = f.owner_id
              LEFT JOIN function_deployments d ON d.function_id = f.id AND d.version = f.active_version ",
@@ -120,6 +121,7 @@ pub(crate) struct FunctionRow {
     concurrency: Option<i32>,
     env: Option<Json<BTreeMap<String, String>>>,
     egress: Option<bool>,
+    stale_while_cold_ms: Option<i32>,
 }
 
 impl TryFrom<FunctionRow> for Function {
@@ -167,6 +169,7 @@ fn active(deployment: Uuid, row: &mut FunctionRow) -> Result<ActiveDeployment, E
         },
         env: row.env.take().ok_or(Error::Damaged("environment"))?.0,
         egress: row.egress.ok_or(Error::Damaged("egress flag"))?,
+        stale_while_cold_ms: number(row.stale_while_cold_ms, "age of stale answers")?,
     };
     Ok(ActiveDeployment { spec, access: access(&text(&mut row.access, "access mode")?)? })
 }

@@ -15,6 +15,7 @@ mod command_line;
 mod crash;
 mod deploys;
 mod examples;
+mod idempotency;
 mod invocations;
 mod platform;
 mod real_programs;
@@ -23,6 +24,7 @@ mod records;
 mod sandbox_settings;
 mod servers;
 mod shell;
+mod stale;
 mod two_processes;
 mod websocket;
 

@@ -100,6 +100,7 @@ async fn fill(data_dir: &Path, count: usize) -> Result<()> {
             limits: Limits { timeout_ms: 5000, memory_mb: 128, concurrency: 10 },
             env: Default::default(),
             egress: false,
+            stale_while_cold_ms: 0,
         };
         let pending = store.create_deployment(new).await?;
         store.activate_deployment(pending.spec.deployment, 1).await?;

@@ -30,6 +30,8 @@ pub(crate) struct View {
     #[serde(skip_serializing_if = "Option::is_none")]
     idle_timeout_ms: Option<u32>,
     access: Option<Access>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stale_while_cold_ms: Option<u32>,
     url: String,
     limits: Option<Limits>,
     created_at: String,
@@ -49,6 +51,7 @@ impl View {
             contract: active.as_ref().map(|active| active.spec.contract.word()),
             idle_timeout_ms: active.as_ref().and_then(|active| active.spec.contract.idle_timeout_ms()),
             access: active.as_ref().map(|active| active.access),
+            stale_while_cold_ms: active.as_ref().map(|active| active.spec.stale_while_cold_ms).filter(|ms| *ms > 0),
             url,
             limits: active.as_ref().map(|active| active.spec.limits),
             created_at: rfc3339(function.created_at),

@@ -21,6 +21,7 @@ pub(crate) struct Plan {
     pub(crate) limits: Limits,
     pub(crate) env: BTreeMap<String, String>,
     pub(crate) egress: bool,
+    pub(crate) stale_while_cold_ms: u32,
     /// What the user should know: a sentence for each wish that a ceiling cut.
     pub(crate) messages: Vec<String>,
 }
@@ -46,6 +47,7 @@ impl Plan {
         let (limits, mut messages) = manifest.limits(ceilings);
         let (egress, message) = manifest.egress(ceilings);
         messages.extend(message);
+        let stale_while_cold_ms = manifest.stale_while_cold_ms().map_err(|error| refused(error.to_string()))?;
         let (contract, message) = manifest.contract(ceilings).map_err(|error| refused(error.to_string()))?;
         messages.extend(message);
         Ok(Self {
@@ -56,6 +58,7 @@ impl Plan {
             limits,
             env: manifest.env,
             egress,
+            stale_while_cold_ms,
             messages,
         })
     }

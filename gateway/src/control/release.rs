@@ -142,6 +142,7 @@ fn new_deployment(owner: UserId, name: FunctionName, archive: Digest, plan: &Pla
         limits: plan.limits,
         env: plan.env.clone(),
         egress: plan.egress,
+        stale_while_cold_ms: plan.stale_while_cold_ms,
     }
 }
 

@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use common::digest::Digest;
 use common::error::{Chain, Code, PublicError};
-use common::protocol::{AUTH_US, DEPLOYMENT, FORM, GATE_US, INVOCATION, ORDER, ORDER_INVOKE};
+use common::protocol::{AUTH_US, DEPLOYMENT, FORM, GATE_US, INVOCATION, ONCE, ORDER, ORDER_INVOKE};
 use common::stream::{name_websocket, names_websocket};
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::request::Parts;
@@ -41,6 +42,7 @@ const ORDER_NAME: HeaderName = HeaderName::from_static(ORDER);
 const DEPLOYMENT_NAME: HeaderName = HeaderName::from_static(DEPLOYMENT);
 const INVOCATION_NAME: HeaderName = HeaderName::from_static(INVOCATION);
 const FORM_NAME: HeaderName = HeaderName::from_static(FORM);
+const ONCE_NAME: HeaderName = HeaderName::from_static(ONCE);
 const GATE_US_NAME: HeaderName = HeaderName::from_static(GATE_US);
 const AUTH_US_NAME: HeaderName = HeaderName::from_static(AUTH_US);
 
@@ -54,6 +56,8 @@ pub(crate) struct Invocation {
     /// [`common::protocol::FORM_HTTP`] or [`common::protocol::FORM_ENVELOPE`].
     pub(crate) form: &'static str,
     pub(crate) id: HeaderValue,
+    /// Set where the call runs once, however often it comes.
+    pub(crate) once: Option<Box<Digest>>,
     /// What the record says of the way here.
     pub(crate) so_far: Phases,
     pub(crate) permit: Permit,
@@ -146,7 +150,7 @@ fn name_again(call: &mut Invocation, streaming: &Streaming) {
 }
 
 fn order(call: Invocation) -> (Request<Payload>, Permit) {
-    let Invocation { route, mut parts, body, target, form, id, so_far, permit, .. } = call;
+    let Invocation { route, mut parts, body, target, form, id, once, so_far, permit, .. } = call;
     parts.uri = target;
     parts.version = Version::HTTP_11;
     parts.extensions.clear();
@@ -154,6 +158,10 @@ fn order(call: Invocation) -> (Request<Payload>, Permit) {
     parts.headers.insert(DEPLOYMENT_NAME, route.deployment.clone());
     parts.headers.insert(INVOCATION_NAME, id);
     parts.headers.insert(FORM_NAME, HeaderValue::from_static(form));
+    if let Some(key) = once {
+        let key = HeaderValue::try_from(key.to_string()).expect("a digest is a valid header value");
+        parts.headers.insert(ONCE_NAME, key);
+    }
     for (name, us) in [(GATE_US_NAME, so_far.gate), (AUTH_US_NAME, so_far.auth)] {
         if let Some(us) = us {
             parts.headers.insert(name, us.into());

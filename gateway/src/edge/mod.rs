@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use common::digest::Digest;
 use common::error::{Code, PublicError};
 use common::function::Access;
 use common::ids::{InvocationId, UserId};
@@ -29,6 +30,7 @@ mod gate;
 pub(crate) mod identity;
 pub(crate) mod limits;
 pub(crate) mod listener;
+mod once;
 pub(crate) mod placement;
 mod prompt;
 mod receipt;
@@ -95,6 +97,8 @@ struct Call {
     form: &'static str,
     /// Set for a real request to a server.
     streaming: Option<Streaming>,
+    /// What an `Idempotency-Key` makes of it.
+    once: Option<Box<Digest>>,
     /// Whom the rate counts for.
     client: Client,
 }
@@ -148,7 +152,7 @@ impl Edge {
     /// Routes, identity and rate: where the request goes, and whether it may.
     fn decide(&self, peer: &Peer, parts: &mut Parts, receipt: &mut Receipt<'_>) -> Result<Decision, PublicError> {
         let address = Client::Address(peer.address);
-        let call = match Target::of(parts.uri.path()) {
+        let mut call = match Target::of(parts.uri.path()) {
             Target::Home => {
                 self.limits.client(address)?;
                 return Ok(Decision::Home);
@@ -175,6 +179,7 @@ impl Edge {
                     target: target(rest, parts.uri.query()),
                     form: FORM_HTTP,
                     streaming: None,
+                    once: None,
                     client: caller.map_or(address, Client::User),
                 }
             }
@@ -191,11 +196,13 @@ impl Edge {
                     target: Uri::from_static("/"),
                     form: FORM_ENVELOPE,
                     streaming: None,
+                    once: None,
                     client: Client::User(caller),
                 }
             }
         };
         self.limits.client(call.client)?;
+        call.once = once::key(&parts.headers, call.route.spec.function, call.client)?;
         // The platform consumed the credential of a private call; the function never sees it.
         if call.form == FORM_ENVELOPE || call.route.access == Access::Private {
             parts.headers.remove(AUTHORIZATION);
@@ -231,7 +238,7 @@ impl Edge {
         mut body: ClientBody,
         receipt: &mut Receipt<'_>,
     ) -> Result<Answer, PublicError> {
-        let Call { route, target, form, streaming, .. } = call;
+        let Call { route, target, form, streaming, once, .. } = call;
         let limit = route.spec.limits.concurrency;
         let busy = || {
             let sentence = format!("the function has {limit} calls under way, which is its limit: try again");
@@ -254,11 +261,15 @@ impl Edge {
             None => Either::Right(Full::new(self.room.gather(body).await?)),
         };
         let permit = route.admission.admit(limit).ok_or_else(busy)?;
-        let Some(link) = self.fleet.placed(route.spec.deployment).await else {
+        let placed = match &once {
+            None => self.fleet.placed(route.spec.deployment).await,
+            Some(key) => self.fleet.home(key).await,
+        };
+        let Some(link) = placed else {
             return Err(PublicError::new(Code::NoNode, "no node is linked: try again in a moment"));
         };
         let (id, so_far) = (receipt.id_text.clone(), receipt.watch.so_far());
-        let invocation = Invocation { route, parts, body, target, form, id, so_far, permit, streaming };
+        let invocation = Invocation { route, parts, body, target, form, id, once, so_far, permit, streaming };
         forward::forward(&self.fleet, &self.tasks, &link, invocation).await.map(Answer::Node)
     }
 }
@@ -278,7 +289,8 @@ impl Decision {
         upgrade: Result<bool, PublicError>,
     ) -> Result<Self, PublicError> {
         if let Self::Call(call) = &mut self {
-            if call.form == FORM_HTTP {
+            // What is to be kept is read whole.
+            if call.form == FORM_HTTP && call.once.is_none() {
                 call.streaming = Streaming::of(&call.route.spec, forward::START_ALLOWANCE, &peer.cut);
             }
             if let Some(streaming) = &mut call.streaming {

@@ -29,16 +29,21 @@ pub(crate) fn choose<'a>(
     let rank = |node: &Candidate<'_>| {
         let has_room = u64::from(node.state.busy) < bound;
         let is_warm = node.state.warm.contains(&deployment);
-        (has_room, is_warm, weight(node.node, deployment))
+        (has_room, is_warm, weight(node.node, deployment.uuid().as_u128()))
     };
     nodes.enumerate().max_by_key(|(_, node)| rank(node)).map(|(place, _)| place)
 }
 
-/// Rendezvous hashing: each node draws a number for the deployment, and the largest wins. When a node comes or
-/// goes, only its own deployments move.
-fn weight(node: NodeId, deployment: DeploymentId) -> u64 {
-    let (node, deployment) = (node.uuid().as_u128(), deployment.uuid().as_u128());
-    let mixed = (node ^ deployment.rotate_left(64)).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835);
+/// The node that something with the hash `key` is at, whatever that node carries.
+pub(crate) fn home(nodes: impl Iterator<Item = NodeId>, key: u128) -> Option<NodeId> {
+    nodes.max_by_key(|node| weight(*node, key))
+}
+
+/// Rendezvous hashing: each node draws a number for the key, and the largest wins. When a node comes or goes, only
+/// its own keys move.
+fn weight(node: NodeId, key: u128) -> u64 {
+    let node = node.uuid().as_u128();
+    let mixed = (node ^ key.rotate_left(64)).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835);
     let folded = (mixed >> 64) as u64 ^ mixed as u64;
     // The finisher of MurmurHash3, whose output bits each depend on all input bits.
     let folded = (folded ^ (folded >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);

@@ -229,6 +229,7 @@ mod tests {
                     env: Default::default(),
                     contract: common::function::Contract::File,
                     egress: false,
+                    stale_while_cold_ms: 0,
                 },
             }),
             created_at: chrono::Utc::now(),

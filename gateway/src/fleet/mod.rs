@@ -4,9 +4,10 @@
 use std::cell::OnceCell;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use common::digest::Digest;
 use common::function::DeploymentSpec;
 use common::ids::{DeploymentId, NodeId};
 use common::protocol::{GatewayMessage, NodeState};
@@ -20,10 +21,12 @@ use crate::metrics::Metrics;
 mod build;
 pub(crate) mod calls;
 mod control_stream;
+mod homes;
 pub(crate) mod link;
 pub(crate) mod stock;
 
 pub(crate) use build::BuildEvents;
+use homes::Homes;
 use stock::{Lease, NodeLink, Stock, Stocks};
 
 /// Most orders that wait to be sent on one control stream.
@@ -45,6 +48,8 @@ struct Inner {
     nodes: Mutex<HashMap<NodeId, Node>>,
     /// The nodes that have registered, as the invoke path reads them.
     picture: ArcSwap<Vec<Linked>>,
+    /// Where answers are kept for who asks again.
+    homes: Homes,
     changed: Notify,
     stocks: Stocks,
     /// The stock of the control runtime, from which builds are ordered.
@@ -92,6 +97,7 @@ impl Fleet {
         Self(Arc::new(Inner {
             nodes: Mutex::default(),
             picture: ArcSwap::default(),
+            homes: Homes::default(),
             changed: Notify::new(),
             stocks,
             control,
@@ -113,14 +119,27 @@ impl Fleet {
     /// The node for a call or a build of `deployment`, once there is one: a gateway or a node that has just started
     /// is linked within moments. `None` when none is linked in time.
     pub(crate) async fn placed(&self, deployment: DeploymentId) -> Option<Arc<NodeLink>> {
-        if let Some(link) = self.place(deployment) {
+        self.once_linked(|| self.place(deployment)).await
+    }
+
+    /// The node for a call that runs once, known by `key`: always the same. `None` when that one is not linked in time.
+    pub(crate) async fn home(&self, key: &Digest) -> Option<Arc<NodeLink>> {
+        self.once_linked(|| {
+            let home = self.0.homes.of(key, Instant::now())?;
+            self.nodes().iter().find(|node| node.link.node == home).map(|node| node.link.clone())
+        })
+        .await
+    }
+
+    async fn once_linked(&self, look: impl Fn() -> Option<Arc<NodeLink>>) -> Option<Arc<NodeLink>> {
+        if let Some(link) = look() {
             return Some(link);
         }
         let placed = async {
             loop {
                 // Before the look, so that no change falls between the two.
                 let changed = self.0.changed.notified();
-                if let Some(link) = self.place(deployment) {
+                if let Some(link) = look() {
                     return link;
                 }
                 changed.await;
@@ -225,6 +244,7 @@ impl Fleet {
             linked.map(|node| Linked { link: node.link.clone(), state: node.state.clone() }).collect();
         picture.sort_unstable_by_key(|node| node.link.node);
         self.0.metrics.nodes.set(i64::try_from(picture.len()).unwrap_or(i64::MAX));
+        self.0.homes.note(picture.iter().map(|node| node.link.node), Instant::now());
         self.0.picture.store(Arc::new(picture));
         self.0.changed.notify_waiters();
     }

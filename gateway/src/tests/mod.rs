@@ -5,5 +5,6 @@ mod calls;
 mod connections;
 mod house;
 mod node;
+mod once;
 mod raw;
 mod stop;

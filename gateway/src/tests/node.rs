@@ -167,6 +167,7 @@ impl Peer {
         let headers: BTreeMap<_, _> =
             parts.headers.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
         let seen = json!({
+            "node": self.node,
             "method": parts.method.as_str(),
             "target": parts.uri.to_string(),
             "headers": headers,

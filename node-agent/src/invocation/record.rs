@@ -166,6 +166,7 @@ mod tests {
             env: std::collections::BTreeMap::new(),
             contract: common::function::Contract::File,
             egress: false,
+            stale_while_cold_ms: 0,
         }
     }
 

@@ -24,7 +24,7 @@ const MAX_INFO_MAP_BYTES: usize = 16 * 1024;
 /// Longest path that a record keeps, in bytes.
 const MAX_INFO_PATH_BYTES: usize = 2048;
 /// Headers whose value is a credential.
-const CREDENTIALS: [&str; 4] = ["authorization", "cookie", "proxy-authorization", "x-api-key"];
+pub(super) const CREDENTIALS: [&str; 4] = ["authorization", "cookie", "proxy-authorization", "x-api-key"];
 /// Headers that speak of one connection and not of the request (RFC 9110, section 7.6.1).
 pub(crate) const HOP_BY_HOP: [&str; 8] = [
     "connection",

@@ -20,11 +20,12 @@ use hyper::body::{Body as _, Incoming};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 
+use super::entire::{self, Entire};
 use super::pump::pumped;
 use super::request::HOP_BY_HOP;
 use super::story::Story;
 use super::trouble::{Trouble, Verdict};
-use super::{Form, Invocations, Order, enveloped, phases, refusal, whole};
+use super::{Form, Invocations, Order, phases, refusal, whole};
 use crate::link::{AnswerBody, Hold};
 use crate::server::{CallBody, Connection, Seat};
 
@@ -46,7 +47,12 @@ pub(super) async fn answer(
 ) -> Response<AnswerBody> {
     let id = order.id;
     if order.form == Form::Envelope {
-        return enveloped::answer(invocations, &order, spec, request, arrival).await;
+        let (head, body) = request.into_parts();
+        return match invocations.read(body).await {
+            Ok((body, room)) => entire::answer(invocations, Entire { order, spec, head, body, room, arrival }).await,
+            Err(error) => invocations.unreadable(&error, id),
+        }
+        .map(whole);
     }
     // The gate let one through and no other.
     let upgrade = names_websocket(request.headers()).then(|| hyper::upgrade::on(&mut request));
@@ -60,7 +66,8 @@ pub(super) async fn answer(
     }
 }
 
-type Refused = (PublicError, Option<Outcome>);
+/// The error, and the outcome that is in the record.
+pub(super) type Refused = (PublicError, Option<Outcome>);
 
 async fn serve(
     mut story: Story,
@@ -237,7 +244,7 @@ fn paced(body: CallBody, pace: Pace) -> CallBody {
 }
 
 /// Why an answer cannot be handed on, if so.
-fn fault(response: &Response<Incoming>, upgrade: bool) -> Option<String> {
+pub(super) fn fault(response: &Response<Incoming>, upgrade: bool) -> Option<String> {
     if response.headers().len() > MAX_ANSWER_HEADERS {
         return Some(format!("it has more than {MAX_ANSWER_HEADERS} header lines"));
     }
@@ -247,7 +254,7 @@ fn fault(response: &Response<Incoming>, upgrade: bool) -> Option<String> {
 }
 
 /// Removes what speaks of one connection only, and what is ours.
-fn strip(headers: &mut HeaderMap) {
+pub(super) fn strip(headers: &mut HeaderMap) {
     let named: Vec<HeaderName> = headers
         .get_all(CONNECTION)
         .iter()

@@ -180,6 +180,7 @@ mod tests {
             limits: Limits { timeout_ms: 5000, memory_mb: 128, concurrency: 10 },
             env: std::collections::BTreeMap::new(),
             egress: false,
+            stale_while_cold_ms: 0,
         };
         let verdict = trouble.verdict(&spec);
         assert_eq!((verdict.outcome, verdict.public.code), (outcome, code), "{trouble:?}");

@@ -248,6 +248,7 @@ fn spec() -> DeploymentSpec {
         env: std::collections::BTreeMap::new(),
         contract: common::function::Contract::File,
         egress: false,
+        stale_while_cold_ms: 0,
     }
 }
 

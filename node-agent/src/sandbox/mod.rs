@@ -210,6 +210,11 @@ impl Sandboxes {
         Counts { busy, warm, memory_total_mb: self.total_mb, memory_used_mb }
     }
 
+    /// Whether the deployment has a sandbox that is idle or busy.
+    pub(crate) fn has(&self, deployment: DeploymentId) -> bool {
+        self.lock().pool.live(deployment) > 0
+    }
+
     /// Whether calls of other deployments wait for memory, which an idle server could give them.
     pub(crate) fn others_starve(&self, deployment: DeploymentId) -> bool {
         self.lock().pool.others_starve(deployment)

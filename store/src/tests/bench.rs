@@ -163,6 +163,7 @@ pub(crate) fn new_deployment(owner: UserId, name: &str) -> NewDeployment {
         limits: Limits { timeout_ms: 5000, memory_mb: 128, concurrency: 10 },
         env: BTreeMap::from([("GREETING".to_owned(), "hello".to_owned())]),
         egress: false,
+        stale_while_cold_ms: 0,
         contract: Contract::File,
     }
 }

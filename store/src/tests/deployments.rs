@@ -18,6 +18,7 @@ on_both!(
     a_deleted_functions_build_is_not_found,
     log_lines_keep_their_order,
     a_version_keeps_its_contract,
+    a_version_keeps_how_stale_it_may_be,
 );
 
 async fn versions_count_up_and_the_newest_serves(bench: &Bench) {
@@ -120,6 +121,16 @@ async fn a_version_keeps_its_contract(bench: &Bench) {
         let pending = bench.store.create_deployment(new).await.unwrap();
         let function = bench.store.activate_deployment(pending.spec.deployment, 1).await.unwrap();
         assert_eq!(function.active.unwrap().spec.contract, contract);
+    }
+}
+
+async fn a_version_keeps_how_stale_it_may_be(bench: &Bench) {
+    let ada = bench.user("ada@example.org").await;
+    for stale_while_cold_ms in [0, 60_000] {
+        let new = NewDeployment { stale_while_cold_ms, ..new_deployment(ada.id, "hello") };
+        let pending = bench.store.create_deployment(new).await.unwrap();
+        let function = bench.store.activate_deployment(pending.spec.deployment, 1).await.unwrap();
+        assert_eq!(function.active.unwrap().spec.stale_while_cold_ms, stale_while_cold_ms);
     }
 }
 

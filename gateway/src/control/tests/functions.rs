@@ -32,6 +32,7 @@ impl Api {
             env: Default::default(),
             contract: common::function::Contract::File,
             egress: false,
+            stale_while_cold_ms: 0,
         };
         let id = self.state.store.create_deployment(new).await.unwrap().spec.deployment;
         self.state.store.activate_deployment(id, 7).await.unwrap()

@@ -95,6 +95,7 @@ impl Node {
             env: [("GREETING".to_owned(), "hello".to_owned())].into(),
             contract: common::function::Contract::File,
             egress: false,
+            stale_while_cold_ms: 0,
         };
         (spec, Arc::new(path))
     }

@@ -1,0 +1,97 @@
+//! Which node has the answers that belong to a key: the same one for as long as it is known, so that a call which ran
+//! there is not run elsewhere. A node that is away stays the home of its keys for a while, in which their calls are
+//! answered 503; after that it counts as lost, and what it kept with it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use common::digest::Digest;
+use common::ids::NodeId;
+
+use crate::edge::placement;
+
+/// How long a node may be away: a restart of the agent or of its machine fits in.
+const AWAY_LIMIT: Duration = Duration::from_secs(10 * 60);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Home {
+    node: NodeId,
+    /// `None` while it is linked.
+    away_since: Option<Instant>,
+}
+
+impl Home {
+    fn is_known(&self, now: Instant) -> bool {
+        self.away_since.is_none_or(|since| now.saturating_duration_since(since) < AWAY_LIMIT)
+    }
+}
+
+/// The nodes that are linked, or were a short while ago.
+#[derive(Default)]
+pub(super) struct Homes(ArcSwap<Vec<Home>>);
+
+impl Homes {
+    /// Notes which nodes are linked now. One at a time: the fleet calls it under its lock.
+    pub(super) fn note(&self, linked: impl Iterator<Item = NodeId>, now: Instant) {
+        let noted = noted(&self.0.load(), linked, now);
+        self.0.store(Arc::new(noted));
+    }
+
+    /// The home of `key`.
+    pub(super) fn of(&self, key: &Digest, now: Instant) -> Option<NodeId> {
+        of(&self.0.load(), key, now)
+    }
+}
+
+fn noted(before: &[Home], linked: impl Iterator<Item = NodeId>, now: Instant) -> Vec<Home> {
+    let mut homes: Vec<_> = linked.map(|node| Home { node, away_since: None }).collect();
+    for home in before {
+        if homes.iter().all(|other| other.node != home.node) {
+            homes.push(Home { away_since: home.away_since.or(Some(now)), ..*home });
+        }
+    }
+    homes.retain(|home| home.is_known(now));
+    homes
+}
+
+fn of(homes: &[Home], key: &Digest, now: Instant) -> Option<NodeId> {
+    let (first, _) = key.bytes().split_first_chunk().expect("a digest has 32 bytes");
+    let known = homes.iter().filter(|home| home.is_known(now)).map(|home| home.node);
+    placement::home(known, u128::from_be_bytes(*first))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_home_waits_for_its_node_and_is_given_up_later() {
+        let nodes: Vec<_> = (0..3).map(|_| NodeId::new()).collect();
+        let begin = Instant::now();
+        let all = noted(&[], nodes.iter().copied(), begin);
+        let keys: Vec<_> = (0..300).map(|n: u32| Digest::of(&n.to_be_bytes())).collect();
+        let places = |homes: &[Home], now| keys.iter().map(|key| of(homes, key, now).unwrap()).collect::<Vec<_>>();
+        let before = places(&all, begin);
+        for node in &nodes {
+            let share = before.iter().filter(|home| *home == node).count();
+            assert!((60..140).contains(&share), "{share} of 300 keys are at one node of three");
+        }
+
+        // Away, and noted again meanwhile: its keys wait for it.
+        let without = || nodes[1..].iter().copied();
+        let away = noted(&noted(&all, without(), begin), without(), begin + AWAY_LIMIT / 2);
+        assert_eq!(places(&away, begin + AWAY_LIMIT / 2), before);
+        assert_eq!(
+            places(&noted(&away, nodes.iter().copied(), begin + AWAY_LIMIT / 2), begin + 2 * AWAY_LIMIT),
+            before
+        );
+        // Lost: its keys move, and no others. Nobody need note anything for that.
+        let after = places(&away, begin + AWAY_LIMIT);
+        for (before, after) in before.iter().zip(&after) {
+            assert!(*after != nodes[0] && (before == after || *before == nodes[0]));
+        }
+        assert_eq!(noted(&away, without(), begin + AWAY_LIMIT).len(), 2);
+        assert_eq!(of(&[], &keys[0], begin), None);
+    }
+}
