@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::build::Builds;
-use crate::sandbox::{Cold, How, Sandboxes};
+use crate::sandbox::{Cold, How, Ice, Keeps, Sandboxes};
 
 mod connection;
 mod keeper;
@@ -104,6 +104,8 @@ pub(crate) struct Server {
     /// Why it had to be started.
     cause: Option<ColdCause>,
     asks: mpsc::Sender<Ask>,
+    /// Its processes, which rest while no call is in it.
+    ice: Arc<Ice>,
     idle: Mutex<Vec<Connection>>,
     state: Mutex<State>,
     end: watch::Sender<Option<Arc<End>>>,
@@ -221,9 +223,10 @@ impl Servers {
         let build = self.builds.ready(spec, id).await.map_err(|error| none(&error))?;
         let lease = self.sandboxes.lease(spec, build).await.map_err(|error| none(&error))?;
         let cause = lease.cold().and_then(|cold| cold.cause);
-        let serving = lease.serve().await.map_err(|error| none(&error))?;
+        let mut serving = lease.serve().await.map_err(|error| none(&error))?;
+        let ice = serving.ice().map_err(|error| none(&error))?;
         let (asks, inbox) = mpsc::channel(MAX_ASKS);
-        let server = Arc::new(Server::new(spec.deployment, cause, asks, self.sandboxes.output_cap()));
+        let server = Arc::new(Server::new(spec.deployment, cause, asks, ice, self.sandboxes.output_cap()));
         let keeper = Keeper::new(serving, Arc::clone(&server), inbox);
         let (servers, deployment, token) = (Arc::clone(self), spec.deployment, Arc::clone(token));
         self.tasks.spawn(async move {
@@ -250,11 +253,17 @@ impl Servers {
 }
 
 impl Server {
-    fn new(deployment: DeploymentId, cause: Option<ColdCause>, asks: mpsc::Sender<Ask>, output_cap: usize) -> Self {
+    fn new(
+        deployment: DeploymentId,
+        cause: Option<ColdCause>,
+        asks: mpsc::Sender<Ask>,
+        ice: Arc<Ice>,
+        output_cap: usize,
+    ) -> Self {
         let printed = Printed::new(output_cap);
         let state = State { calls: 1, since: Instant::now(), retired: false, closed: false, printed };
         let (end, _) = watch::channel(None);
-        Self { deployment, cause, asks, idle: Mutex::default(), state: Mutex::new(state), end }
+        Self { deployment, cause, asks, ice, idle: Mutex::default(), state: Mutex::new(state), end }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -268,6 +277,7 @@ impl Server {
             return None;
         }
         state.calls += 1;
+        self.ice.wake();
         let cold = waited.map(|took| Cold { took, cause: self.cause });
         Some(Seat { server: Arc::clone(self), cold })
     }
@@ -276,6 +286,9 @@ impl Server {
         let mut state = self.lock();
         state.calls -= 1;
         state.since = Instant::now();
+        if state.calls == 0 {
+            self.ice.rest(Keeps::Server);
+        }
     }
 
     /// Closes it if nobody is in it and nobody will miss it; `starving` says whether others wait for its memory.

@@ -15,6 +15,7 @@ mod command_line;
 mod crash;
 mod deploys;
 mod examples;
+mod frost;
 mod invocations;
 mod platform;
 mod real_programs;

@@ -269,9 +269,10 @@ impl Sandboxes {
                 () = self.stop.cancelled() => return,
             }
             let (now, limit) = (Instant::now(), self.args.idle());
+            let frozen = self.site.frost.frozen();
             let removals = {
                 let mut state = self.lock();
-                self.metrics.show(state.pool.states(), self.blanks.ready());
+                self.metrics.show(state.pool.states(), self.blanks.ready(), frozen);
                 let State { pool, farewells, .. } = &mut *state;
                 let gone = pool.expire(|since, function| pool::expired(since, now, limit) || !function.is_ready());
                 for (function, _) in &gone {

@@ -14,6 +14,7 @@ mod dispatch;
 mod docker;
 mod farewell;
 mod fence;
+mod frost;
 mod function;
 mod lease;
 mod metrics;
@@ -42,12 +43,14 @@ use tokio_util::task::TaskTracker;
 pub use args::{BuildArgs, SandboxArgs};
 pub use disk::{Disk, release};
 pub use docker::DockerError;
+pub(crate) use frost::{Ice, Keeps};
 pub use lease::{Cold, Exit, Gone, How, Lease, ResultFile};
 pub(crate) use lease::{PORT, Serving, Word};
 pub use mounts::{Build, MountError};
 pub use workshop::{BuildError, BuildExit, BuildJob, MAX_BUILD_ENTRIES};
 
 use blanks::Blanks;
+use cgroup::Freezer;
 use dispatch::State;
 use docker::Engine;
 use metrics::Metrics;
@@ -184,6 +187,8 @@ impl Sandboxes {
         });
         sandboxes.tasks.spawn(Arc::clone(&sandboxes).keep_house());
         sandboxes.tasks.spawn(Arc::clone(&sandboxes).keep_blanks());
+        let freezes = sandboxes.metrics.freezes.clone();
+        sandboxes.tasks.spawn(Arc::clone(&sandboxes).keep_frost(freezes));
         Ok(sandboxes)
     }
 
@@ -281,6 +286,12 @@ impl Sandboxes {
 async fn remove_leftovers(engine: &Engine, node: NodeId) -> Result<(), DockerError> {
     let containers = engine.list(node).await?;
     for (container, _) in &containers {
+        // What that agent froze neither sees that it is gone nor, with some versions of runc, can be killed.
+        if let Some(pid) = engine.pid(container).await? {
+            if let Err(error) = Freezer::of(pid).and_then(|freezer| freezer.thaw()) {
+                tracing::debug!(%error, container, "its freezer cannot be used");
+            }
+        }
         engine.remove(container).await?;
     }
     engine.remove_networks(node).await?;

@@ -7,6 +7,7 @@ mod blanks;
 mod builds;
 mod calls;
 mod causes;
+mod frost;
 mod life;
 mod serving;
 mod walls;
