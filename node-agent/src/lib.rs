@@ -12,7 +12,7 @@ use bytes::Bytes;
 use common::function::DeploymentSpec;
 use common::ids::{DeploymentId, InvocationId, NodeId};
 use common::ops::Readiness;
-use common::protocol::{INVOCATION, NodeState, ORDER, ORDER_BUILD, ORDER_INVOKE};
+use common::protocol::{INVOCATION, NodeState, ORDER, ORDER_BUILD, ORDER_INVOKE, Warm};
 use common::runtime::{InvalidRuntime, Runtimes};
 use common::settings::Shared;
 use futures_util::StreamExt as _;
@@ -30,6 +30,7 @@ use build::Builds;
 use build_cache::BuildCache;
 use deployments::Deployments;
 use invocation::Invocations;
+use kept::Kept;
 use link::calls::Calls;
 use link::{AnswerBody, Cut, Dialer, Link, Orders, Stops};
 use metrics::Metrics;
@@ -43,6 +44,7 @@ mod build_cache;
 mod config;
 mod deployments;
 mod invocation;
+mod kept;
 mod link;
 mod metrics;
 pub mod sandbox;
@@ -149,7 +151,18 @@ pub async fn run(
         spool: Arc::clone(&spool),
         metrics: Arc::clone(&metrics),
     });
-    let agent = Arc::new(Agent { deployments, builds, invocations, servers, sandboxes, spool, calls });
+    let kept = Kept::new(Arc::clone(&deployments), Arc::clone(&builds), Arc::clone(&sandboxes), Arc::clone(&servers));
+    let agent = Arc::new(Agent {
+        deployments,
+        builds,
+        invocations,
+        servers,
+        kept,
+        sandboxes,
+        spool,
+        calls,
+        metrics: Arc::clone(&metrics),
+    });
     let link = Link {
         dialer,
         name: settings.node_name.unwrap_or_else(machine_name),
@@ -168,9 +181,11 @@ struct Agent {
     builds: Arc<Builds>,
     invocations: Arc<Invocations>,
     servers: Arc<Servers>,
+    kept: Arc<Kept>,
     sandboxes: Arc<Sandboxes>,
     spool: Arc<Spool>,
     calls: Arc<Calls>,
+    metrics: Arc<Metrics>,
 }
 
 impl Agent {
@@ -181,6 +196,7 @@ impl Agent {
         let spooled = AbortOnDropHandle::new(tokio::spawn(Arc::clone(&self.spool).run(sink, stop_spool.clone())));
         stop.cancelled().await;
         let deadline = Instant::now() + DRAIN_DEADLINE;
+        self.kept.close();
         stops.leave.cancel();
         tokio::time::sleep(LEAVE_GRACE).await;
         stops.finish.cancel();
@@ -238,22 +254,30 @@ impl Orders for Agent {
     }
 
     fn state(&self) -> NodeState {
-        let counts = self.sandboxes.counts();
+        let (counts, kept) = (self.sandboxes.counts(), self.kept.full());
+        self.metrics.kept_versions.set(i64::try_from(kept.len()).unwrap_or(i64::MAX));
         NodeState {
             busy: counts.busy,
             warm: counts.warm,
             memory_total_mb: counts.memory_total_mb,
             memory_used_mb: counts.memory_used_mb,
             spooled_records: self.spool.pending(),
+            kept: Some(kept),
         }
     }
 
     fn retire(&self, deployments: &[DeploymentId]) {
         for deployment in deployments {
+            // Before its sandboxes, so that none is started in their place.
+            self.kept.retire(*deployment);
             self.deployments.forget(*deployment);
             self.servers.retire(*deployment);
             self.sandboxes.retire(*deployment);
         }
+    }
+
+    fn keep(&self, warm: &[Warm]) {
+        self.kept.want(warm);
     }
 }
 

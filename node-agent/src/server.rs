@@ -25,9 +25,11 @@ use crate::sandbox::{Cold, How, Ice, Keeps, Sandboxes};
 mod connection;
 mod keeper;
 mod printed;
+mod seat;
 
 pub(crate) use connection::{CallBody, Connection};
 pub(crate) use printed::Excerpt;
+pub(crate) use seat::Seat;
 
 use keeper::{Ask, Keeper};
 use printed::Printed;
@@ -35,10 +37,6 @@ use printed::Printed;
 /// How long a server may take until it listens, at least; a function's own time limit may be longer. Frameworks take
 /// their time to load, the more so on a busy machine.
 const LISTEN_LIMIT: Duration = Duration::from_secs(30);
-/// How long a server that listens may take to take a connection.
-const CONNECT_LIMIT: Duration = Duration::from_secs(5);
-/// How long a call waits to know what was printed during it.
-const FLUSH_LIMIT: Duration = Duration::from_millis(200);
 /// How long a call whose connection broke waits to know whether the server ended.
 const END_LIMIT: Duration = Duration::from_secs(1);
 /// Most connections that a server keeps for the next calls.
@@ -124,14 +122,6 @@ struct State {
     printed: Printed,
 }
 
-/// A call's place in a server.
-#[derive(Debug)]
-pub(crate) struct Seat {
-    server: Arc<Server>,
-    /// The server's start, if this call waited for it.
-    pub(crate) cold: Option<Cold>,
-}
-
 impl Servers {
     pub(crate) fn new(sandboxes: Arc<Sandboxes>, builds: Arc<Builds>) -> Arc<Self> {
         let (running, tasks, stop) = (Mutex::default(), TaskTracker::new(), CancellationToken::new());
@@ -161,6 +151,15 @@ impl Servers {
             }
         }
         Err(NoServer::NoSandbox("the server ended as soon as it had started, again and again".into()))
+    }
+
+    /// Starts the server of a deployment that is to be kept, unless it runs.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub(crate) async fn hold(self: &Arc<Self>, spec: &Arc<DeploymentSpec>) -> Result<(), NoServer> {
+        let start = self.entry(spec, InvocationId::new()).start;
+        start.await.map(drop)
     }
 
     /// The deployment gets no more calls: its server ends after those that are under way.
@@ -291,11 +290,11 @@ impl Server {
         }
     }
 
-    /// Closes it if nobody is in it and nobody will miss it; `starving` says whether others wait for its memory.
-    fn close_if_unneeded(&self, idle: Duration, starving: impl FnOnce() -> bool) -> bool {
+    /// Closes it if nobody is in it and nobody will miss it; `unneeded` says so by how long it was idle.
+    fn close_if_unneeded(&self, unneeded: impl FnOnce(Duration) -> bool) -> bool {
         let mut state = self.lock();
-        let unneeded = state.calls == 0 && (state.retired || state.since.elapsed() >= idle || starving());
-        state.closed |= unneeded;
+        let closes = state.calls == 0 && (state.retired || unneeded(state.since.elapsed()));
+        state.closed |= closes;
         state.closed && state.calls == 0
     }
 
@@ -340,56 +339,5 @@ impl Server {
         if idle.len() < MAX_IDLE && connection.is_fresh() {
             idle.push(connection);
         }
-    }
-}
-
-impl Seat {
-    /// A connection to the server: a kept one, unless a `new` one is wanted.
-    ///
-    /// # Errors
-    /// The server takes none.
-    pub(crate) async fn connection(&self, new: bool) -> io::Result<Connection> {
-        loop {
-            let kept = if new { None } else { self.server.idle().pop() };
-            let Some(mut connection) = kept else { return self.server.dial(CONNECT_LIMIT).await };
-            if connection.is_fresh() && connection.is_ready().await {
-                return Ok(connection);
-            }
-        }
-    }
-
-    /// Keeps a connection whose answer was read to its end.
-    pub(crate) fn keep(&self, connection: Connection) {
-        self.server.keep(connection);
-    }
-
-    /// Waits a moment for what was printed up to now.
-    pub(crate) async fn flush(&self) {
-        let (tell, told) = oneshot::channel();
-        let flushed = async {
-            if self.server.asks.send(Ask::Flush(tell)).await.is_ok() {
-                // A server that ended has said everything.
-                let _ = told.await;
-            }
-        };
-        if timeout(FLUSH_LIMIT, flushed).await.is_err() {
-            tracing::debug!("a call's output was not all there in time");
-        }
-    }
-
-    /// What the server printed and no call has had yet.
-    pub(crate) fn take_printed(&self) -> Excerpt {
-        self.server.lock().printed.take()
-    }
-
-    /// How the server ended, if it does so about now.
-    pub(crate) async fn end_now(&self) -> Option<Arc<End>> {
-        self.server.end_now().await
-    }
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        self.server.leave();
     }
 }

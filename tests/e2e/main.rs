@@ -25,6 +25,7 @@ mod sandbox_settings;
 mod servers;
 mod shell;
 mod two_processes;
+mod warmth;
 mod websocket;
 
 /// The platform of all tests that do not stop theirs; each registers users of its own.

@@ -36,7 +36,7 @@ pub(crate) fn choose<'a>(
 
 /// Rendezvous hashing: each node draws a number for the deployment, and the largest wins. When a node comes or
 /// goes, only its own deployments move.
-fn weight(node: NodeId, deployment: DeploymentId) -> u64 {
+pub(crate) fn weight(node: NodeId, deployment: DeploymentId) -> u64 {
     let (node, deployment) = (node.uuid().as_u128(), deployment.uuid().as_u128());
     let mixed = (node ^ deployment.rotate_left(64)).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835);
     let folded = (mixed >> 64) as u64 ^ mixed as u64;

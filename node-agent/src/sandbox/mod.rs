@@ -26,6 +26,7 @@ mod site;
 mod spec;
 mod usage;
 mod workshop;
+mod worth;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -48,6 +49,7 @@ pub use lease::{Cold, Exit, Gone, How, Lease, ResultFile};
 pub(crate) use lease::{PORT, Serving, Word};
 pub use mounts::{Build, MountError};
 pub use workshop::{BuildError, BuildExit, BuildJob, MAX_BUILD_ENTRIES};
+pub(crate) use worth::patience;
 
 use blanks::Blanks;
 use cgroup::Freezer;
@@ -102,6 +104,9 @@ pub enum LeaseError {
     /// The function's language is not known here.
     #[error("runtime `{0}` is unknown on this node: add its file")]
     UnknownRuntime(RuntimeName),
+    /// What is in use leaves no memory for one that nobody waits for.
+    #[error("the sandboxes in use leave no memory for one more")]
+    NoRoom,
     /// The node shuts down.
     #[error("the node shuts down")]
     Closing,
@@ -218,6 +223,22 @@ impl Sandboxes {
     /// Whether calls of other deployments wait for memory, which an idle server could give them.
     pub(crate) fn others_starve(&self, deployment: DeploymentId) -> bool {
         self.lock().pool.others_starve(deployment)
+    }
+
+    /// Keeps so many sandboxes of a deployment from now on, whether or not anybody calls. Those that are missing come
+    /// by [`Sandboxes::refill`].
+    pub(crate) fn keep(&self, deployment: DeploymentId, count: u32) {
+        self.lock().pool.keep(deployment, count as usize);
+    }
+
+    /// Whether a deployment has fewer sandboxes than are to be kept.
+    pub(crate) fn is_short(&self, deployment: DeploymentId) -> bool {
+        self.lock().pool.is_short(deployment)
+    }
+
+    /// Whether sandboxes of a deployment are to be kept.
+    pub(crate) fn is_kept(&self, deployment: DeploymentId) -> bool {
+        self.lock().pool.kept(deployment) > 0
     }
 
     /// How long something that is idle is kept.

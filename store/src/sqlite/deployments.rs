@@ -17,9 +17,10 @@ pub(super) async fn create(writer: &SqlitePool, new: NewDeployment) -> Result<Pe
     let (function, is_first) = function_for(&mut tx, &new).await?;
     let version: i32 = sqlx::query_scalar(
         "INSERT INTO function_deployments (id, function_id, version, status, runtime, entrypoint, archive,
-           archive_root, access, timeout_ms, memory_mb, concurrency, env, egress, contract, idle_timeout_ms)
+           archive_root, access, timeout_ms, memory_mb, concurrency, env, egress, contract, idle_timeout_ms,
+           min_warm)
          SELECT $1, $2, COALESCE(MAX(version), 0) + 1, 'building', $3, $4, $5, $6, $7, $8, $9, $10, $11, $12,
-           $13, $14
+           $13, $14, $15
          FROM function_deployments WHERE function_id = $2
          RETURNING version",
     )
@@ -37,6 +38,7 @@ pub(super) async fn create(writer: &SqlitePool, new: NewDeployment) -> Result<Pe
     .bind(new.egress)
     .bind(new.contract.word())
     .bind(new.contract.idle_timeout_ms().map(integer))
+    .bind(integer(new.limits.min_warm))
     .fetch_one(&mut *tx)
     .await?;
     tx.commit().await?;
