@@ -82,6 +82,12 @@ impl Engine {
         Ok(RawCalls { until_done, all })
     }
 
+    /// pause, unpause.
+    pub(crate) fn pause_and_unpause(&mut self, id: &str) -> Result<()> {
+        self.ask("POST", &format!("/containers/{id}/pause"), b"", 204)?;
+        self.ask("POST", &format!("/containers/{id}/unpause"), b"", 204).map(drop)
+    }
+
     fn start_and_wait(&mut self, id: &str) -> Result<()> {
         self.ask("POST", &format!("/containers/{id}/start"), b"", 204)?;
         let ended = self.ask("POST", &format!("/containers/{id}/wait"), b"", 200)?;
@@ -105,7 +111,8 @@ pub(crate) fn container_pids(label: &str) -> Result<Vec<u32>> {
     String::from_utf8(output)?.lines().map(|pid| Ok(pid.trim().parse()?)).collect()
 }
 
-fn containers(label: &str) -> Result<Vec<String>> {
+/// The ids of the running containers that bear this label.
+pub(crate) fn containers(label: &str) -> Result<Vec<String>> {
     let output = run(bounded(ANSWERS, "docker").args(["ps", "-q", "--filter", &format!("label={label}")]))?;
     Ok(String::from_utf8(output)?.lines().map(str::to_owned).collect())
 }

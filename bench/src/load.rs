@@ -44,6 +44,11 @@ impl Aim {
         Ok(Latencies::of(&times))
     }
 
+    /// A connection to where it is sent.
+    pub(crate) fn open(&self) -> Result<Connection> {
+        Connection::open(&self.address)
+    }
+
     /// One call on a connection that is there.
     pub(crate) fn once(&self, connection: &mut Connection) -> Result<Duration> {
         let start = Instant::now();

@@ -18,6 +18,7 @@ use crate::targets::{ALL, Target};
 mod bare;
 mod child;
 mod engine;
+mod freezer;
 mod html;
 mod http1;
 mod load;

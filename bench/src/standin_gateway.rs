@@ -54,7 +54,7 @@ impl Agent {
             archive: Digest::of(&archive),
             archive_root: None,
             contract: Contract::File,
-            limits: Limits { timeout_ms: 5000, memory_mb: 128, concurrency: 10 },
+            limits: Limits { timeout_ms: 5000, memory_mb: 128, concurrency: 10, min_warm: 0 },
             env: Default::default(),
             egress: false,
             stale_while_cold_ms: 0,

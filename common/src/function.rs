@@ -52,7 +52,7 @@ impl Contract {
     }
 }
 
-/// What one invocation may use, after the operator's ceilings were applied.
+/// What one invocation may use, and how many may be served at once, after the operator's ceilings were applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Limits {
@@ -62,6 +62,9 @@ pub struct Limits {
     pub memory_mb: u32,
     /// Invocations at once, over all nodes.
     pub concurrency: u32,
+    /// Sandboxes that are kept warm whether or not anybody calls, over all nodes.
+    #[serde(default)]
+    pub min_warm: u32,
 }
 
 /// What a node has to know to build and run one version of a function. Immutable: a change of anything in it

@@ -33,6 +33,8 @@ pub struct Manifest {
     pub memory_mb: Option<u32>,
     /// Invocations at once, over all nodes.
     pub concurrency: Option<u32>,
+    /// Sandboxes that are kept warm whether or not anybody calls, over all nodes; 0 when absent.
+    pub min_warm: Option<u32>,
     /// Whether it may open connections; `false` when absent.
     pub egress: Option<bool>,
     /// How old an answer to a GET may be that is sent while a sandbox is started, in milliseconds; 0 or absent: none is.
@@ -78,6 +80,9 @@ pub struct Ceilings {
     /// Most invocations at once that a function may ask for.
     #[arg(long, env = "FUNCTION_CEILING_CONCURRENT", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
     pub function_ceiling_concurrent: u32,
+    /// Most sandboxes that a function may ask to be kept warm.
+    #[arg(long, env = "FUNCTION_CEILING_MIN_WARM", default_value_t = 10)]
+    pub function_ceiling_min_warm: u32,
     /// Whether a function may ask for a network.
     #[arg(long, env = "FUNCTION_CEILING_EGRESS", default_value_t = true, action = clap::ArgAction::Set)]
     pub function_ceiling_egress: bool,
@@ -118,6 +123,7 @@ impl Manifest {
             idle_timeout_ms: over.idle_timeout_ms.or(self.idle_timeout_ms),
             memory_mb: over.memory_mb.or(self.memory_mb),
             concurrency: over.concurrency.or(self.concurrency),
+            min_warm: over.min_warm.or(self.min_warm),
             egress: over.egress.or(self.egress),
             stale_while_cold_ms: over.stale_while_cold_ms.or(self.stale_while_cold_ms),
             env,
@@ -135,7 +141,7 @@ impl Manifest {
             }
             value.min(ceiling)
         };
-        let limits = Limits {
+        let mut limits = Limits {
             timeout_ms: cap(
                 "timeout_ms",
                 self.timeout_ms,
@@ -154,7 +160,13 @@ impl Manifest {
                 ceilings.function_max_concurrent,
                 ceilings.function_ceiling_concurrent,
             ),
+            min_warm: cap("min_warm", self.min_warm, 0, ceilings.function_ceiling_min_warm),
         };
+        let Limits { min_warm, concurrency, .. } = limits;
+        if min_warm > concurrency {
+            messages.push(format!("min_warm = {min_warm} is over concurrency = {concurrency}, which is used"));
+            limits.min_warm = concurrency;
+        }
         (limits, messages)
     }
 
@@ -300,6 +312,21 @@ mod tests {
         check("access = 'public'\nstale_while_cold_ms = 60000", Some(60_000));
         check("access = 'private'\nstale_while_cold_ms = 60000", None);
         check("stale_while_cold_ms = 1", None);
+    }
+
+    #[test]
+    fn how_many_are_kept_warm() {
+        let check = |toml: &str, words: &[&str], expected: (u32, usize)| {
+            let line = <Flags as clap::Parser>::parse_from([&["test"], words].concat());
+            let (limits, messages) = Manifest::from_toml(toml).unwrap().limits(&line.ceilings);
+            assert_eq!((limits.min_warm, messages.len()), expected, "{toml} {messages:?}");
+        };
+        check("", &[], (0, 0));
+        check("min_warm = 0", &[], (0, 0));
+        check("min_warm = 10", &[], (10, 0));
+        check("min_warm = 11", &[], (10, 1));
+        check("min_warm = 3\nconcurrency = 2", &[], (2, 1));
+        check("min_warm = 1", &["--function-ceiling-min-warm", "0"], (0, 1));
     }
 
     #[test]

@@ -79,6 +79,21 @@ pub struct NodeState {
     pub memory_used_mb: u64,
     /// Records in the spool that the store does not have yet.
     pub spooled_records: u64,
+    /// Of what `Keep` names, that of which all sandboxes are there; an agent that does not know `Keep` says nothing.
+    #[serde(default)]
+    pub kept: Option<Vec<DeploymentId>>,
+}
+
+/// Most entries of one `Keep`, so that it fits a frame.
+pub const MAX_KEPT: usize = 4096;
+
+/// A version that is to have sandboxes on a node, whether or not anybody calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Warm {
+    /// Which.
+    pub deployment: DeploymentId,
+    /// How many.
+    pub sandboxes: u32,
 }
 
 /// What a gateway says on a control stream.
@@ -99,6 +114,12 @@ pub enum GatewayMessage {
     Retire {
         /// Which.
         deployments: Vec<DeploymentId>,
+    },
+    /// Keep sandboxes of these versions, at most [`MAX_KEPT`], and no longer of any that is not named. An agent that does
+    /// not know this order passes it over, and keeps none.
+    Keep {
+        /// Which, and how many.
+        warm: Vec<Warm>,
     },
     /// The gateway will not have this agent; the sentence says why and what to do.
     Refused {

@@ -144,6 +144,7 @@ impl Gateway {
         })?;
         let calls = Arc::new(Calls { store, artifacts, routes: routes.clone(), fleet: fleet.clone() });
         tasks.spawn_on(link.run(fleet.clone(), calls, end.clone()), control.handle());
+        tasks.spawn_on(fleet::warmth::run(fleet.clone(), routes.clone(), end.clone()), control.handle());
         tasks.spawn_on(sweep(limits.clone(), end.clone()), control.handle());
         tasks.spawn_on(control::housekeeping::run(state.clone()), control.handle());
 

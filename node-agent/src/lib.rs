@@ -12,7 +12,7 @@ use bytes::Bytes;
 use common::function::DeploymentSpec;
 use common::ids::{DeploymentId, InvocationId, NodeId};
 use common::ops::Readiness;
-use common::protocol::{INVOCATION, NodeState, ORDER, ORDER_BUILD, ORDER_INVOKE};
+use common::protocol::{INVOCATION, NodeState, ORDER, ORDER_BUILD, ORDER_INVOKE, Warm};
 use common::runtime::{InvalidRuntime, Runtimes};
 use common::settings::Shared;
 use futures_util::StreamExt as _;
@@ -31,6 +31,7 @@ use build::Builds;
 use build_cache::BuildCache;
 use deployments::Deployments;
 use invocation::Invocations;
+use kept::Kept;
 use link::calls::Calls;
 use link::{AnswerBody, Cut, Dialer, Link, Orders, Stops};
 use metrics::Metrics;
@@ -45,6 +46,7 @@ mod build_cache;
 mod config;
 mod deployments;
 mod invocation;
+mod kept;
 mod link;
 mod metrics;
 pub mod sandbox;
@@ -122,15 +124,13 @@ pub async fn run(
         Some(store) => Arc::new(StoreSink(store)),
         None => Arc::new(LinkSink(Arc::clone(&calls))),
     };
-    let spool_dir = data_dir.join("spool");
-    let spool = Spool::open(&spool_dir, &settings.spool, Arc::clone(&metrics)).map_err(unusable(spool_dir))?;
+    let spool = within(data_dir, "spool", |path| Spool::open(path, &settings.spool, Arc::clone(&metrics)))?;
     let spool = Arc::new(spool);
-    let answers_dir = data_dir.join("answers");
-    let answers = Answers::open(&answers_dir, settings.answers, Arc::clone(&metrics)).map_err(unusable(answers_dir))?;
-    let builds_dir = data_dir.join("builds");
-    sandbox::release(&builds_dir).map_err(unusable(builds_dir.clone()))?;
-    let cache = BuildCache::open(builds_dir.clone(), settings.build_cache.bytes(), Arc::clone(&metrics));
-    let cache = cache.map_err(unusable(builds_dir))?;
+    let answers = within(data_dir, "answers", |path| Answers::open(path, settings.answers, Arc::clone(&metrics)))?;
+    within(data_dir, "builds", sandbox::release)?;
+    let cache = within(data_dir, "builds", |path| {
+        BuildCache::open(path.to_owned(), settings.build_cache.bytes(), Arc::clone(&metrics))
+    })?;
     let sandboxes = Sandboxes::open(&settings.sandbox, node, data_dir, Arc::clone(&runtimes), &registry).await?;
     let deployments = Arc::new(Deployments::new(Arc::clone(&calls)));
     let builds = Builds::new(build::Parts {
@@ -156,7 +156,19 @@ pub async fn run(
         answers: Arc::clone(&answers),
         metrics: Arc::clone(&metrics),
     });
-    let agent = Arc::new(Agent { deployments, builds, invocations, servers, sandboxes, spool, answers, calls });
+    let kept = Kept::new(Arc::clone(&deployments), Arc::clone(&builds), Arc::clone(&sandboxes), Arc::clone(&servers));
+    let agent = Arc::new(Agent {
+        deployments,
+        builds,
+        invocations,
+        servers,
+        kept,
+        sandboxes,
+        spool,
+        answers,
+        calls,
+        metrics: Arc::clone(&metrics),
+    });
     let link = Link {
         dialer,
         name: settings.node_name.unwrap_or_else(machine_name),
@@ -175,10 +187,12 @@ struct Agent {
     builds: Arc<Builds>,
     invocations: Arc<Invocations>,
     servers: Arc<Servers>,
+    kept: Arc<Kept>,
     sandboxes: Arc<Sandboxes>,
     spool: Arc<Spool>,
     answers: Arc<Answers>,
     calls: Arc<Calls>,
+    metrics: Arc<Metrics>,
 }
 
 impl Agent {
@@ -187,9 +201,10 @@ impl Agent {
         let (stops, stop_spool) = (Stops::default(), CancellationToken::new());
         let mut linked = AbortOnDropHandle::new(tokio::spawn(link.run(stops.clone())));
         let spooled = AbortOnDropHandle::new(tokio::spawn(Arc::clone(&self.spool).run(sink, stop_spool.clone())));
-        let kept = AbortOnDropHandle::new(tokio::spawn(Arc::clone(&self.answers).run(stop_spool.clone())));
+        let answered = AbortOnDropHandle::new(tokio::spawn(Arc::clone(&self.answers).run(stop_spool.clone())));
         stop.cancelled().await;
         let deadline = Instant::now() + DRAIN_DEADLINE;
+        self.kept.close();
         stops.leave.cancel();
         tokio::time::sleep(LEAVE_GRACE).await;
         stops.finish.cancel();
@@ -209,7 +224,7 @@ impl Agent {
         if let Err(error) = spooled.await {
             tracing::error!(%error, "the record spool ended early");
         }
-        if let Err(error) = kept.await {
+        if let Err(error) = answered.await {
             tracing::error!(%error, "the keeping of answers ended early");
         }
         self.calls.close().await;
@@ -250,23 +265,31 @@ impl Orders for Agent {
     }
 
     fn state(&self) -> NodeState {
-        let counts = self.sandboxes.counts();
+        let (counts, kept) = (self.sandboxes.counts(), self.kept.full());
+        self.metrics.kept_versions.set(i64::try_from(kept.len()).unwrap_or(i64::MAX));
         NodeState {
             busy: counts.busy,
             warm: counts.warm,
             memory_total_mb: counts.memory_total_mb,
             memory_used_mb: counts.memory_used_mb,
             spooled_records: self.spool.pending(),
+            kept: Some(kept),
         }
     }
 
     fn retire(&self, deployments: &[DeploymentId]) {
         for deployment in deployments {
+            // Before its sandboxes, so that none is started in their place.
+            self.kept.retire(*deployment);
             self.deployments.forget(*deployment);
             self.invocations.forget(*deployment);
             self.servers.retire(*deployment);
             self.sandboxes.retire(*deployment);
         }
+    }
+
+    fn keep(&self, warm: &[Warm]) {
+        self.kept.want(warm);
     }
 }
 
@@ -280,6 +303,16 @@ fn rejected(reason: &str) -> Response<AnswerBody> {
 
 fn unusable<E: Into<Unusable>>(path: PathBuf) -> impl FnOnce(E) -> StartError {
     move |error| StartError::DataDir { path, source: error.into().0 }
+}
+
+/// Opens the part of the data directory that is called `name`.
+fn within<T, E: Into<Unusable>>(
+    data_dir: &Path,
+    name: &str,
+    open: impl FnOnce(&Path) -> Result<T, E>,
+) -> Result<T, StartError> {
+    let path = data_dir.join(name);
+    open(&path).map_err(unusable(path))
 }
 
 /// Why a part of the data directory is of no use.

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use common::error::Chain;
 use common::ids::{DeploymentId, NodeId};
 use common::ops::Readiness;
-use common::protocol::{Hello, Kind, NodeState, VERSION};
+use common::protocol::{Hello, Kind, NodeState, VERSION, Warm};
 use http::{Request, Response};
 use hyper::body::Incoming;
 use tokio::io::AsyncWriteExt as _;
@@ -68,6 +68,8 @@ pub(crate) trait Orders: Send + Sync + 'static {
     fn state(&self) -> NodeState;
     /// These deployments get no more calls.
     fn retire(&self, deployments: &[DeploymentId]);
+    /// Sandboxes of these are to be kept, and of no others.
+    fn keep(&self, warm: &[Warm]);
 }
 
 /// Who dials, and where to.

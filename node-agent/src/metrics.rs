@@ -40,6 +40,8 @@ pub(crate) struct Metrics {
     pub(crate) build_cache_evicted: IntCounter,
     /// Open work connections to gateways.
     pub(crate) link_connections: IntGauge,
+    /// Versions that are to be warm and are.
+    pub(crate) kept_versions: IntGauge,
 }
 
 impl Metrics {
@@ -90,6 +92,10 @@ impl Metrics {
             build_seconds: histogram("dartcloud_agent_build_duration_seconds", "How long builds took.", build_buckets)?,
             build_cache_bytes: gauge("dartcloud_agent_build_cache_bytes", "Size of the build cache.")?,
             build_cache_evicted: counter("dartcloud_agent_build_cache_evicted_total", "Builds removed to make room.")?,
+            kept_versions: gauge(
+                "dartcloud_agent_kept_versions",
+                "Versions with min_warm, all of whose sandboxes on this node are there.",
+            )?,
             link_connections: gauge("dartcloud_agent_link_connections", "Open work connections to gateways.")?,
         }))
     }

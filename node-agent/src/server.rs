@@ -20,14 +20,16 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::build::Builds;
-use crate::sandbox::{Cold, How, Sandboxes};
+use crate::sandbox::{Cold, How, Ice, Keeps, Sandboxes};
 
 mod connection;
 mod keeper;
 mod printed;
+mod seat;
 
 pub(crate) use connection::{CallBody, Connection};
 pub(crate) use printed::Excerpt;
+pub(crate) use seat::Seat;
 
 use keeper::{Ask, Keeper};
 use printed::Printed;
@@ -35,10 +37,6 @@ use printed::Printed;
 /// How long a server may take until it listens, at least; a function's own time limit may be longer. Frameworks take
 /// their time to load, the more so on a busy machine.
 const LISTEN_LIMIT: Duration = Duration::from_secs(30);
-/// How long a server that listens may take to take a connection.
-const CONNECT_LIMIT: Duration = Duration::from_secs(5);
-/// How long a call waits to know what was printed during it.
-const FLUSH_LIMIT: Duration = Duration::from_millis(200);
 /// How long a call whose connection broke waits to know whether the server ended.
 const END_LIMIT: Duration = Duration::from_secs(1);
 /// Most connections that a server keeps for the next calls.
@@ -104,6 +102,8 @@ pub(crate) struct Server {
     /// Why it had to be started.
     cause: Option<ColdCause>,
     asks: mpsc::Sender<Ask>,
+    /// Its processes, which rest while no call is in it.
+    ice: Arc<Ice>,
     idle: Mutex<Vec<Connection>>,
     state: Mutex<State>,
     end: watch::Sender<Option<Arc<End>>>,
@@ -120,14 +120,6 @@ struct State {
     /// It takes none any more.
     closed: bool,
     printed: Printed,
-}
-
-/// A call's place in a server.
-#[derive(Debug)]
-pub(crate) struct Seat {
-    server: Arc<Server>,
-    /// The server's start, if this call waited for it.
-    pub(crate) cold: Option<Cold>,
 }
 
 impl Servers {
@@ -164,6 +156,15 @@ impl Servers {
     /// Whether the deployment's server runs.
     pub(crate) fn has(&self, deployment: DeploymentId) -> bool {
         self.lock().get(&deployment).is_some_and(|entry| matches!(entry.start.peek(), Some(Ok(_))))
+    }
+
+    /// Starts the server of a deployment that is to be kept, unless it runs.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub(crate) async fn hold(self: &Arc<Self>, spec: &Arc<DeploymentSpec>) -> Result<(), NoServer> {
+        let start = self.entry(spec, InvocationId::new()).start;
+        start.await.map(drop)
     }
 
     /// The deployment gets no more calls: its server ends after those that are under way.
@@ -226,9 +227,10 @@ impl Servers {
         let build = self.builds.ready(spec, id).await.map_err(|error| none(&error))?;
         let lease = self.sandboxes.lease(spec, build).await.map_err(|error| none(&error))?;
         let cause = lease.cold().and_then(|cold| cold.cause);
-        let serving = lease.serve().await.map_err(|error| none(&error))?;
+        let mut serving = lease.serve().await.map_err(|error| none(&error))?;
+        let ice = serving.ice().map_err(|error| none(&error))?;
         let (asks, inbox) = mpsc::channel(MAX_ASKS);
-        let server = Arc::new(Server::new(spec.deployment, cause, asks, self.sandboxes.output_cap()));
+        let server = Arc::new(Server::new(spec.deployment, cause, asks, ice, self.sandboxes.output_cap()));
         let keeper = Keeper::new(serving, Arc::clone(&server), inbox);
         let (servers, deployment, token) = (Arc::clone(self), spec.deployment, Arc::clone(token));
         self.tasks.spawn(async move {
@@ -255,11 +257,17 @@ impl Servers {
 }
 
 impl Server {
-    fn new(deployment: DeploymentId, cause: Option<ColdCause>, asks: mpsc::Sender<Ask>, output_cap: usize) -> Self {
+    fn new(
+        deployment: DeploymentId,
+        cause: Option<ColdCause>,
+        asks: mpsc::Sender<Ask>,
+        ice: Arc<Ice>,
+        output_cap: usize,
+    ) -> Self {
         let printed = Printed::new(output_cap);
         let state = State { calls: 1, since: Instant::now(), retired: false, closed: false, printed };
         let (end, _) = watch::channel(None);
-        Self { deployment, cause, asks, idle: Mutex::default(), state: Mutex::new(state), end }
+        Self { deployment, cause, asks, ice, idle: Mutex::default(), state: Mutex::new(state), end }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -273,6 +281,7 @@ impl Server {
             return None;
         }
         state.calls += 1;
+        self.ice.wake();
         let cold = waited.map(|took| Cold { took, cause: self.cause });
         Some(Seat { server: Arc::clone(self), cold })
     }
@@ -281,13 +290,16 @@ impl Server {
         let mut state = self.lock();
         state.calls -= 1;
         state.since = Instant::now();
+        if state.calls == 0 {
+            self.ice.rest(Keeps::Server);
+        }
     }
 
-    /// Closes it if nobody is in it and nobody will miss it; `starving` says whether others wait for its memory.
-    fn close_if_unneeded(&self, idle: Duration, starving: impl FnOnce() -> bool) -> bool {
+    /// Closes it if nobody is in it and nobody will miss it; `unneeded` says so by how long it was idle.
+    fn close_if_unneeded(&self, unneeded: impl FnOnce(Duration) -> bool) -> bool {
         let mut state = self.lock();
-        let unneeded = state.calls == 0 && (state.retired || state.since.elapsed() >= idle || starving());
-        state.closed |= unneeded;
+        let closes = state.calls == 0 && (state.retired || unneeded(state.since.elapsed()));
+        state.closed |= closes;
         state.closed && state.calls == 0
     }
 
@@ -332,56 +344,5 @@ impl Server {
         if idle.len() < MAX_IDLE && connection.is_fresh() {
             idle.push(connection);
         }
-    }
-}
-
-impl Seat {
-    /// A connection to the server: a kept one, unless a `new` one is wanted.
-    ///
-    /// # Errors
-    /// The server takes none.
-    pub(crate) async fn connection(&self, new: bool) -> io::Result<Connection> {
-        loop {
-            let kept = if new { None } else { self.server.idle().pop() };
-            let Some(mut connection) = kept else { return self.server.dial(CONNECT_LIMIT).await };
-            if connection.is_fresh() && connection.is_ready().await {
-                return Ok(connection);
-            }
-        }
-    }
-
-    /// Keeps a connection whose answer was read to its end.
-    pub(crate) fn keep(&self, connection: Connection) {
-        self.server.keep(connection);
-    }
-
-    /// Waits a moment for what was printed up to now.
-    pub(crate) async fn flush(&self) {
-        let (tell, told) = oneshot::channel();
-        let flushed = async {
-            if self.server.asks.send(Ask::Flush(tell)).await.is_ok() {
-                // A server that ended has said everything.
-                let _ = told.await;
-            }
-        };
-        if timeout(FLUSH_LIMIT, flushed).await.is_err() {
-            tracing::debug!("a call's output was not all there in time");
-        }
-    }
-
-    /// What the server printed and no call has had yet.
-    pub(crate) fn take_printed(&self) -> Excerpt {
-        self.server.lock().printed.take()
-    }
-
-    /// How the server ended, if it does so about now.
-    pub(crate) async fn end_now(&self) -> Option<Arc<End>> {
-        self.server.end_now().await
-    }
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        self.server.leave();
     }
 }

@@ -93,7 +93,7 @@ impl Kept {
             entrypoint: "main".into(),
             archive: digest,
             archive_root: None,
-            limits: Limits { timeout_ms: 1500, memory_mb: 32, concurrency: 4 },
+            limits: Limits { timeout_ms: 1500, memory_mb: 32, concurrency: 4, min_warm: 0 },
             env: BTreeMap::from([("GREETING".to_owned(), "hello".to_owned())]),
             contract: common::function::Contract::File,
             egress: false,

@@ -76,7 +76,7 @@ macro_rules! select_functions {
                  SELECT 1 FROM function_deployments b WHERE b.function_id = f.id AND b.status = 'building'
                ) AS building,
                d.id AS deployment_id, d.version, d.runtime, d.entrypoint, d.archive, d.archive_root, d.access,
-               d.contract, d.idle_timeout_ms, d.timeout_ms, d.memory_mb, d.concurrency, d.env, d.egress,
+               d.contract, d.idle_timeout_ms, d.timeout_ms, d.memory_mb, d.concurrency, d.min_warm, d.env, d.egress,
                d.stale_while_cold_ms
              FROM functions f
              JOIN users u ON u.id = f.owner_id
@@ -119,6 +119,7 @@ pub(crate) struct FunctionRow {
     timeout_ms: Option<i32>,
     memory_mb: Option<i32>,
     concurrency: Option<i32>,
+    min_warm: Option<i32>,
     env: Option<Json<BTreeMap<String, String>>>,
     egress: Option<bool>,
     stale_while_cold_ms: Option<i32>,
@@ -166,6 +167,7 @@ fn active(deployment: Uuid, row: &mut FunctionRow) -> Result<ActiveDeployment, E
             timeout_ms: number(row.timeout_ms, "timeout")?,
             memory_mb: number(row.memory_mb, "memory limit")?,
             concurrency: number(row.concurrency, "concurrency")?,
+            min_warm: number(row.min_warm, "least warm sandboxes")?,
         },
         env: row.env.take().ok_or(Error::Damaged("environment"))?.0,
         egress: row.egress.ok_or(Error::Damaged("egress flag"))?,
@@ -335,7 +337,7 @@ impl TryFrom<RecordRow> for Record {
 
 /// The call `$1`, if its function is of `$2`.
 pub(crate) const RECORDED_CALL: &str = concat!(
-    "SELECT i.*, f.name, d.version, d.timeout_ms, d.memory_mb, d.concurrency
+    "SELECT i.*, f.name, d.version, d.timeout_ms, d.memory_mb, d.concurrency, d.min_warm
     FROM (SELECT ",
     record_columns!(),
     " FROM function_invocations WHERE id = $1) AS i
@@ -354,6 +356,7 @@ pub(crate) struct RecordedCallRow {
     timeout_ms: i32,
     memory_mb: i32,
     concurrency: i32,
+    min_warm: i32,
 }
 
 impl TryFrom<RecordedCallRow> for RecordedCall {
@@ -368,6 +371,7 @@ impl TryFrom<RecordedCallRow> for RecordedCall {
                 timeout_ms: unsigned(row.timeout_ms, "timeout")?,
                 memory_mb: unsigned(row.memory_mb, "memory limit")?,
                 concurrency: unsigned(row.concurrency, "concurrency")?,
+                min_warm: unsigned(row.min_warm, "least warm sandboxes")?,
             },
         })
     }

@@ -15,6 +15,7 @@ mod command_line;
 mod crash;
 mod deploys;
 mod examples;
+mod frost;
 mod idempotency;
 mod invocations;
 mod platform;
@@ -26,6 +27,7 @@ mod servers;
 mod shell;
 mod stale;
 mod two_processes;
+mod warmth;
 mod websocket;
 
 /// The platform of all tests that do not stop theirs; each registers users of its own.

@@ -124,6 +124,12 @@ impl Platform {
         Ok(reqwest::get(format!("http://127.0.0.1:{}/metrics", self.ops_ports[0])).await?.text().await?)
     }
 
+    /// The same of the last program, which is or has the agent.
+    pub(crate) async fn agent_metrics(&self) -> Result<String> {
+        let port = self.ops_ports[self.running.len().saturating_sub(1)];
+        Ok(reqwest::get(format!("http://127.0.0.1:{port}/metrics")).await?.text().await?)
+    }
+
     /// Where everything of it lies.
     pub(crate) fn data_dir(&self) -> &Path {
         self.data_dir.path()

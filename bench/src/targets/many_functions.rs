@@ -97,7 +97,7 @@ async fn fill(data_dir: &Path, count: usize) -> Result<()> {
             archive_root: None,
             access: Access::Private,
             contract: Contract::File,
-            limits: Limits { timeout_ms: 5000, memory_mb: 128, concurrency: 10 },
+            limits: Limits { timeout_ms: 5000, memory_mb: 128, concurrency: 10, min_warm: 0 },
             env: Default::default(),
             egress: false,
             stale_while_cold_ms: 0,

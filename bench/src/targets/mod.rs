@@ -1,5 +1,4 @@
-//! The targets, each in a file that is named after what it measures. A new one is a file and a line in [`ALL`]; C4
-//! (freezing) comes with what it measures.
+//! The targets, each in a file that is named after what it measures. A new one is a file and a line in [`ALL`].
 
 use anyhow::Result;
 
@@ -14,6 +13,7 @@ mod file_contract_rate;
 mod first_call;
 mod first_call_without_pool;
 mod first_calls_at_once;
+mod frozen;
 mod interpreters;
 mod logins;
 mod many_functions;
@@ -46,6 +46,7 @@ pub(crate) const ALL: &[Target] = &[
     target("C1", "the first call, against docker run", first_call::measure),
     target("C2", "the first call with an empty pool, against the Engine's raw API", first_call_without_pool::measure),
     target("C3", "many first calls at once, against docker run", first_calls_at_once::measure),
+    target("C4", "freezing a sandbox, against the Engine's pause; a call that finds one frozen", frozen::measure),
     target("M1", "resident memory", resident_memory::measure),
     target("T1", "p99 against p50 at 70 % of the peak", tail::measure),
     target("A1", "invocations while others log in", logins::measure),

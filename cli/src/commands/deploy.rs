@@ -46,7 +46,7 @@ pub(crate) struct Args {
 fn setting(text: &str) -> Result<(String, Value), String> {
     let (key, value) = text.split_once('=').ok_or("a setting is key=value")?;
     let value = match key {
-        "timeout_ms" | "memory_mb" | "concurrency" | "egress" | "stale_while_cold_ms" => {
+        "timeout_ms" | "memory_mb" | "concurrency" | "min_warm" | "egress" | "stale_while_cold_ms" => {
             serde_json::from_str(value).unwrap_or_else(|_| Value::String(value.to_owned()))
         }
         _ => Value::String(value.to_owned()),

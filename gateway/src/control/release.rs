@@ -104,6 +104,8 @@ impl Release {
             log.deploy(message).await;
         }
         let built = build(&state, &clock, &pending, &mut log).await;
+        // So that nobody meets a cold version who had a warm one before. It stays warm until the routes have it.
+        let _warming = if built.is_ok() { state.fleet.warm_up(&pending.spec).await } else { None };
         let activated = match built {
             Ok(built) => activate(&state, &pending, &mut log, built).await,
             Err(failure) => Err(failure),

@@ -41,7 +41,7 @@ pub(crate) fn home(nodes: impl Iterator<Item = NodeId>, key: u128) -> Option<Nod
 
 /// Rendezvous hashing: each node draws a number for the key, and the largest wins. When a node comes or goes, only
 /// its own keys move.
-fn weight(node: NodeId, key: u128) -> u64 {
+pub(crate) fn weight(node: NodeId, key: u128) -> u64 {
     let node = node.uuid().as_u128();
     let mixed = (node ^ key.rotate_left(64)).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835);
     let folded = (mixed >> 64) as u64 ^ mixed as u64;

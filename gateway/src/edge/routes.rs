@@ -10,14 +10,19 @@ use common::function::{Access, DeploymentSpec};
 use common::ids::{DeploymentId, FunctionId, UserId};
 use http::HeaderValue;
 use store::{Function, Store};
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 
 use super::limits::Admission;
+use crate::fleet::warmth::Wish;
 
 /// The table, and the one way to replace it.
 pub(crate) struct Routes {
     table: ArcSwap<Table>,
     /// Held while a table is read and put in, so that an older reading never replaces a newer one.
     reloading: tokio::sync::Mutex<()>,
+    /// A table was put in.
+    swapped: Notify,
 }
 
 /// All that the invoke path has to know of one function.
@@ -47,12 +52,18 @@ pub(crate) struct Table {
     replaced: HashMap<DeploymentId, Arc<Route>>,
     by_handle: HashMap<Box<str>, Names>,
     by_owner: HashMap<UserId, Names>,
+    /// Of those that are to be warm whether or not anybody calls.
+    wishes: Vec<Wish>,
 }
 
 impl Routes {
     /// An empty table.
     pub(crate) fn new() -> Self {
-        Self { table: ArcSwap::from_pointee(Table::default()), reloading: tokio::sync::Mutex::new(()) }
+        Self {
+            table: ArcSwap::from_pointee(Table::default()),
+            reloading: tokio::sync::Mutex::new(()),
+            swapped: Notify::new(),
+        }
     }
 
     /// Reads the store and swaps the table. Functions keep their admission counters.
@@ -65,7 +76,13 @@ impl Routes {
         let table = Table::of(serving, &self.table.load());
         tracing::debug!(functions = table.functions.len(), "routes reloaded");
         self.table.store(Arc::new(table));
+        self.swapped.notify_waiters();
         Ok(())
+    }
+
+    /// Waits for the next table, from this call on.
+    pub(crate) fn swapped(&self) -> Notified<'_> {
+        self.swapped.notified()
     }
 
     /// Nothing is reloaded for as long as the guard is held.
@@ -105,6 +122,7 @@ impl Table {
                 spec: active.spec,
                 admission: admission.unwrap_or_default(),
             });
+            table.wishes.extend(Wish::of(&route.spec));
             let name: Box<str> = function.name.as_str().into();
             table.deployments.insert(route.spec.deployment, route.clone());
             let handle = table.by_handle.entry(function.owner_handle.as_str().into()).or_default();
@@ -130,6 +148,11 @@ impl Table {
     /// A version that calls may be on their way to: one that serves, or the one that it replaced.
     pub(crate) fn by_deployment(&self, id: DeploymentId) -> Option<&Arc<Route>> {
         self.deployments.get(&id).or_else(|| self.replaced.get(&id))
+    }
+
+    /// What is to be warm of those that serve.
+    pub(crate) fn wishes(&self) -> &[Wish] {
+        &self.wishes
     }
 
     /// Whether a version serves.
@@ -225,7 +248,7 @@ mod tests {
                     entrypoint: "main".into(),
                     archive: Digest::of(b""),
                     archive_root: None,
-                    limits: Limits { timeout_ms: 5000, memory_mb: 128, concurrency: 1 },
+                    limits: Limits { timeout_ms: 5000, memory_mb: 128, concurrency: 1, min_warm: 0 },
                     env: Default::default(),
                     contract: common::function::Contract::File,
                     egress: false,

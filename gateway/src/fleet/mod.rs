@@ -10,7 +10,7 @@ use arc_swap::ArcSwap;
 use common::digest::Digest;
 use common::function::DeploymentSpec;
 use common::ids::{DeploymentId, NodeId};
-use common::protocol::{GatewayMessage, NodeState};
+use common::protocol::{GatewayMessage, NodeState, Warm};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::timeout;
@@ -24,6 +24,7 @@ mod control_stream;
 mod homes;
 pub(crate) mod link;
 pub(crate) mod stock;
+pub(crate) mod warmth;
 
 pub(crate) use build::BuildEvents;
 use homes::Homes;
@@ -56,6 +57,8 @@ struct Inner {
     control: Arc<Stock>,
     /// Versions that are being built: the route table does not have them yet.
     pending: Mutex<HashMap<DeploymentId, Arc<DeploymentSpec>>>,
+    /// Versions that are made warm before they serve.
+    warming: Mutex<HashMap<DeploymentId, Arc<DeploymentSpec>>>,
     metrics: Arc<Metrics>,
 }
 
@@ -70,6 +73,8 @@ struct Control {
     /// Which of the node's streams it is: a new one replaces the old.
     stream: u64,
     orders: mpsc::Sender<GatewayMessage>,
+    /// What it was told to keep warm.
+    kept: Option<Vec<Warm>>,
 }
 
 /// A node that takes calls.
@@ -102,6 +107,7 @@ impl Fleet {
             stocks,
             control,
             pending: Mutex::default(),
+            warming: Mutex::default(),
             metrics,
         }))
     }
@@ -184,9 +190,10 @@ impl Fleet {
         }
     }
 
-    /// A version that is being built.
+    /// A version that is being built, or made warm.
     pub(crate) fn pending(&self, id: DeploymentId) -> Option<Arc<DeploymentSpec>> {
-        lock(&self.0.pending).get(&id).cloned()
+        let building = lock(&self.0.pending).get(&id).cloned();
+        building.or_else(|| lock(&self.0.warming).get(&id).cloned())
     }
 
     /// Closes all connections.
@@ -208,7 +215,7 @@ impl Fleet {
         let (orders, inbox) = mpsc::channel(MAX_ORDERS);
         let mut nodes = lock(&self.0.nodes);
         if let Some(node) = nodes.get_mut(&link.node) {
-            node.control = Some(Control { stream, orders });
+            node.control = Some(Control { stream, orders, kept: None });
         }
         self.redraw(&nodes);
         inbox
@@ -251,7 +258,8 @@ impl Fleet {
 
     /// Of `deployments`, those that neither serve nor are being built.
     fn unwanted(&self, deployments: Vec<DeploymentId>, serves: impl Fn(DeploymentId) -> bool) -> Vec<DeploymentId> {
-        let pending: HashSet<_> = lock(&self.0.pending).keys().copied().collect();
+        let mut pending: HashSet<_> = lock(&self.0.pending).keys().copied().collect();
+        pending.extend(lock(&self.0.warming).keys());
         deployments.into_iter().filter(|id| !pending.contains(id) && !serves(*id)).collect()
     }
 }

@@ -125,7 +125,7 @@ impl Peer {
                         GatewayMessage::Retire { deployments } => {
                             self.retired.lock().unwrap().extend(deployments.iter().map(ToString::to_string));
                         }
-                        GatewayMessage::Welcome { .. } => {}
+                        GatewayMessage::Welcome { .. } | GatewayMessage::Keep { .. } => {}
                         GatewayMessage::Refused { reason } => panic!("{reason}"),
                     },
                     _ => return,

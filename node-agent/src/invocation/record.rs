@@ -162,7 +162,7 @@ mod tests {
             entrypoint: "main".into(),
             archive: common::digest::Digest::of(b""),
             archive_root: None,
-            limits: Limits { timeout_ms: 5000, memory_mb: 128, concurrency: 10 },
+            limits: Limits { timeout_ms: 5000, memory_mb: 128, concurrency: 10, min_warm: 0 },
             env: std::collections::BTreeMap::new(),
             contract: common::function::Contract::File,
             egress: false,

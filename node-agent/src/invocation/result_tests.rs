@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::*;
 
-const LIMITS: Limits = Limits { timeout_ms: 5000, memory_mb: 128, concurrency: 10 };
+const LIMITS: Limits = Limits { timeout_ms: 5000, memory_mb: 128, concurrency: 10, min_warm: 0 };
 
 fn exit(how: How, result: &[u8]) -> Exit {
     Exit {

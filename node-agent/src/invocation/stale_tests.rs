@@ -20,7 +20,7 @@ fn spec(stale_while_cold_ms: u32) -> DeploymentSpec {
         entrypoint: "main".into(),
         archive: common::digest::Digest::of(b""),
         archive_root: None,
-        limits: Limits { timeout_ms: 5000, memory_mb: 128, concurrency: 10 },
+        limits: Limits { timeout_ms: 5000, memory_mb: 128, concurrency: 10, min_warm: 0 },
         env: BTreeMap::new(),
         contract: Contract::File,
         egress: false,

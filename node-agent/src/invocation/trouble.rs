@@ -177,7 +177,7 @@ mod tests {
             archive: common::digest::Digest::of(b""),
             archive_root: None,
             contract: Contract::Http { idle_timeout_ms: 700 },
-            limits: Limits { timeout_ms: 5000, memory_mb: 128, concurrency: 10 },
+            limits: Limits { timeout_ms: 5000, memory_mb: 128, concurrency: 10, min_warm: 0 },
             env: std::collections::BTreeMap::new(),
             egress: false,
             stale_while_cold_ms: 0,

@@ -79,7 +79,7 @@ async fn join(link: &Link) -> Result<Frames, ControlError> {
     match serde_json::from_slice(&frame).map_err(io::Error::from)? {
         GatewayMessage::Welcome { .. } => Ok(frames),
         GatewayMessage::Refused { reason } => Err(ControlError::Refused(reason)),
-        GatewayMessage::Dial { .. } | GatewayMessage::Retire { .. } => {
+        GatewayMessage::Dial { .. } | GatewayMessage::Retire { .. } | GatewayMessage::Keep { .. } => {
             Err(io::Error::new(io::ErrorKind::InvalidData, "an order came before the welcome").into())
         }
     }
@@ -90,6 +90,7 @@ fn obey(link: &Link, session: &Session, frame: &[u8]) -> Result<(), ControlError
         Ok(GatewayMessage::Welcome { .. }) => {}
         Ok(GatewayMessage::Dial { connections }) => session.want(connections),
         Ok(GatewayMessage::Retire { deployments }) => link.orders.retire(&deployments),
+        Ok(GatewayMessage::Keep { warm }) => link.orders.keep(&warm),
         Ok(GatewayMessage::Refused { reason }) => return Err(ControlError::Refused(reason)),
         // A newer gateway may say what we do not know yet; what we must know, it does not send to our version.
         Err(error) => tracing::debug!(%error, "an order that this version does not know"),

@@ -132,6 +132,8 @@ impl Orders for Echo {
         self.retired.lock().unwrap().extend(deployments);
         self.retirement.notify_one();
     }
+
+    fn keep(&self, _: &[Warm]) {}
 }
 
 struct Agent {
@@ -244,7 +246,7 @@ fn spec() -> DeploymentSpec {
         entrypoint: "main".into(),
         archive: Digest::of(b"archive"),
         archive_root: None,
-        limits: Limits { timeout_ms: 1000, memory_mb: 64, concurrency: 1 },
+        limits: Limits { timeout_ms: 1000, memory_mb: 64, concurrency: 1, min_warm: 0 },
         env: std::collections::BTreeMap::new(),
         contract: common::function::Contract::File,
         egress: false,

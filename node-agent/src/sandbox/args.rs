@@ -28,6 +28,10 @@ pub struct SandboxArgs {
     /// How long a sandbox may stand idle until it is removed, in seconds.
     #[arg(long, env = "SANDBOX_IDLE_SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..))]
     pub sandbox_idle_seconds: u64,
+    /// How long a sandbox may stand idle until its processes are frozen, in milliseconds; the next call thaws them. 0:
+    /// never.
+    #[arg(long, env = "SANDBOX_FREEZE_AFTER_MS", default_value_t = 1000)]
+    pub sandbox_freeze_after_ms: u64,
     /// How long a call may wait for a sandbox, in seconds.
     #[arg(long, env = "SANDBOX_START_SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
     pub sandbox_start_seconds: u64,

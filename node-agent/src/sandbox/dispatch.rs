@@ -14,7 +14,7 @@ use super::farewell::Farewells;
 use super::function::Function;
 use super::lease::{Cold, Lease};
 use super::mounts::Build;
-use super::pool::{self, Next, NoPlace, Pool, Ticket};
+use super::pool::{self, Next, NoPlace, Pool, Refill, Ticket};
 use super::site::Fault;
 use super::{LeaseError, Sandboxes};
 
@@ -121,7 +121,7 @@ impl Sandboxes {
                 return;
             }
             let State { pool, recipes, farewells, .. } = &mut *state;
-            let plan = pool.plan();
+            let plan = pool.plan(Instant::now());
             for (function, _) in &plan.removals {
                 farewells.note(function.spec.deployment, ColdCause::Memory);
             }
@@ -131,29 +131,78 @@ impl Sandboxes {
             };
             (plan.starts.into_iter().map(start).collect::<Vec<_>>(), plan.removals)
         };
-        for (function, memory_mb) in removals {
+        self.evict(removals);
+        for (deployment, recipe, cause) in starts {
+            let sandboxes = Arc::clone(self);
+            // Who waits for it is told of a failure.
+            let start = async move { drop(sandboxes.start(deployment, recipe, cause).await) };
+            self.tasks.spawn_on(start, &self.runtime);
+        }
+    }
+
+    fn evict(self: &Arc<Self>, functions: Vec<(Box<Function>, u64)>) {
+        for (function, memory_mb) in functions {
             tracing::debug!(sandbox = %function.id(), "evicted");
             self.metrics.evictions.inc();
             self.remove(function, memory_mb);
         }
-        for (deployment, recipe, cause) in starts {
+    }
+
+    /// Starts sandboxes of a deployment, one after the other, until it has as many as are to be kept.
+    ///
+    /// # Errors
+    /// It has fewer, and there is no memory for one more, or its start failed.
+    pub(crate) async fn refill(self: &Arc<Self>, spec: &Arc<DeploymentSpec>, build: Build) -> Result<(), LeaseError> {
+        let (deployment, memory_mb) = (spec.deployment, spec.limits.memory_mb.into());
+        loop {
+            let (refill, cause) = {
+                let mut state = self.lock();
+                let concurrency = spec.limits.concurrency as usize;
+                let refill = state.pool.refill(deployment, memory_mb, concurrency, Instant::now());
+                if let Refill::NoRoom(removals) = &refill {
+                    let victims = removals.iter().map(|(function, _)| function.spec.deployment);
+                    victims.for_each(|victim| state.farewells.note(victim, ColdCause::Memory));
+                }
+                (refill, state.farewells.cause(deployment, state.pool.live(deployment)))
+            };
+            match refill {
+                Refill::Full => return Ok(()),
+                Refill::NoRoom(removals) => {
+                    self.evict(removals);
+                    return Err(LeaseError::NoRoom);
+                }
+                Refill::Start => {}
+            }
+            let recipe = Recipe { spec: Arc::clone(spec), build: Arc::clone(&build) };
             let sandboxes = Arc::clone(self);
-            self.tasks.spawn_on(async move { sandboxes.start(deployment, recipe, cause).await }, &self.runtime);
+            // A task of its own: whoever stops waiting for it leaves no start half done.
+            let start = async move { sandboxes.start(deployment, Some(recipe), cause).await };
+            match self.tasks.spawn_on(start, &self.runtime).await {
+                Ok(started) => started.map_err(LeaseError::StartFailed)?,
+                Err(_) => return Err(LeaseError::Closing),
+            }
         }
     }
 
     /// Starts a sandbox that was planned, because of `cause`.
-    async fn start(self: &Arc<Self>, deployment: DeploymentId, recipe: Option<Recipe>, cause: Option<ColdCause>) {
+    async fn start(
+        self: &Arc<Self>,
+        deployment: DeploymentId,
+        recipe: Option<Recipe>,
+        cause: Option<ColdCause>,
+    ) -> Result<(), Arc<str>> {
         let wanted = Instant::now();
         let started = match recipe {
             Some(recipe) => self.start_one(&recipe).await.map_err(|fault| fault.to_string()),
             None => Err("nobody waits for it any more".to_owned()),
         };
-        match started {
+        let done = match started {
             Ok(function) => {
                 self.metrics.started.inc();
-                let next = self.lock().pool.started(deployment, Box::new(function), Instant::now());
-                self.proceed(deployment, next, Some(Cold { took: wanted.elapsed(), cause }));
+                let took = wanted.elapsed();
+                let next = self.lock().pool.started(deployment, Box::new(function), took, Instant::now());
+                self.proceed(deployment, next, Some(Cold { took, cause }));
+                Ok(())
             }
             Err(reason) => {
                 self.metrics.failed.inc();
@@ -169,9 +218,11 @@ impl Sandboxes {
                     // Who no longer listens needs no answer.
                     let _ = waiter.send(Err(LeaseError::StartFailed(Arc::clone(&reason))));
                 }
+                Err(reason)
             }
-        }
+        };
         self.advance();
+        done
     }
 
     async fn start_one(&self, recipe: &Recipe) -> Result<Function, Fault> {
@@ -269,11 +320,13 @@ impl Sandboxes {
                 () = self.stop.cancelled() => return,
             }
             let (now, limit) = (Instant::now(), self.args.idle());
+            let frozen = self.site.frost.frozen();
             let removals = {
                 let mut state = self.lock();
-                self.metrics.show(state.pool.states(), self.blanks.ready());
+                self.metrics.show(state.pool.states(), self.blanks.ready(), frozen);
                 let State { pool, farewells, .. } = &mut *state;
-                let gone = pool.expire(|since, function| pool::expired(since, now, limit) || !function.is_ready());
+                let gone = pool
+                    .expire(|since, function, kept| !kept && pool::expired(since, now, limit) || !function.is_ready());
                 for (function, _) in &gone {
                     let why = if function.is_ready() { ColdCause::Idle } else { ColdCause::Died };
                     farewells.note(function.spec.deployment, why);

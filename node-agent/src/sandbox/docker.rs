@@ -197,6 +197,18 @@ impl Engine {
         Ok(ids.collect())
     }
 
+    /// The first process of a container, as the host counts; `None` when it does not run or is gone.
+    pub(crate) async fn pid(&self, name: &str) -> Result<Option<u32>, DockerError> {
+        match call("inspect a container", self.docker.inspect_container(name, None)).await {
+            Ok(found) => {
+                let pid = found.state.and_then(|state| state.pid);
+                Ok(pid.and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid > 0))
+            }
+            Err(DockerError::Refused { source, .. }) if status(&source) == Some(404) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// The name of the node's network, whose containers do not reach each other. It is made if it is not there:
     /// `docker network prune` takes it whenever no sandbox is in it.
     pub(crate) async fn network(&self, node: NodeId, bridge: &str) -> Result<String, DockerError> {

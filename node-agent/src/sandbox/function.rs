@@ -13,6 +13,7 @@ use runner::wire::{self, Done, MAX_CALL_BYTES, Report, Run, Stream};
 use super::SandboxArgs;
 use super::blank::{Blank, keep};
 use super::docker::Image;
+use super::frost::Keeps;
 use super::lease::{Exit, How, server};
 use super::mounts::{Exchange, Stage, is_furnished};
 use super::runner_link;
@@ -78,6 +79,7 @@ impl Function {
         if !is_furnished(&mounts, FUNCTION, &[REQUEST, CONFIG, RESULT]) {
             return Err(Fault::Unfurnished);
         }
+        sandbox.ice().rest(Keeps::Nothing);
         Ok(Self { spec: Arc::clone(spec), sandbox, exchange, frame, output_cap, has_spare, _stage: stage })
     }
 
@@ -97,6 +99,7 @@ impl Function {
 
     /// One call; with it, whether the sandbox is as it was before.
     pub(crate) async fn call(&mut self, request: &[u8], result_cap: usize) -> io::Result<(Exit, bool)> {
+        self.sandbox.ice().wake();
         if self.has_spare {
             // What its spare died of since the last call is not this one's doing.
             self.sandbox.ran_out_of_memory();
@@ -126,6 +129,7 @@ impl Function {
         self.exchange.clear()?;
         // What used up the memory may be something that outlives processes.
         let clean = done.clean && !out_of_memory;
+        self.sandbox.ice().rest(Keeps::Nothing);
         let exit = Exit {
             how,
             stdout: printed.stdout,

@@ -14,6 +14,8 @@ pub(crate) struct Metrics {
     pub(crate) failed: IntCounter,
     pub(crate) start_seconds: Histogram,
     pub(crate) evictions: IntCounter,
+    frozen: IntGauge,
+    pub(crate) freezes: IntCounter,
 }
 
 impl Metrics {
@@ -34,6 +36,10 @@ impl Metrics {
             "dartcloud_sandbox_evictions_total",
             "Idle sandboxes removed because others needed their memory.",
         )?;
+        let frozen = IntGauge::new("dartcloud_sandbox_frozen_count", "Idle sandboxes whose processes are frozen.")?;
+        let freezes = IntCounter::new("dartcloud_sandbox_freezes_total", "Freezes of idle sandboxes.")?;
+        registry.register(Box::new(frozen.clone()))?;
+        registry.register(Box::new(freezes.clone()))?;
         registry.register(Box::new(states.clone()))?;
         registry.register(Box::new(starts.clone()))?;
         registry.register(Box::new(from_blank.clone()))?;
@@ -47,11 +53,14 @@ impl Metrics {
             failed: starts.with_label_values(&["failed"]),
             start_seconds,
             evictions,
+            frozen,
+            freezes,
         })
     }
 
-    /// Shows how many sandboxes are starting, idle and busy, and how many are blank.
-    pub(crate) fn show(&self, states: [usize; 3], blank: usize) {
+    /// Shows how many sandboxes are starting, idle and busy, how many are blank, and how many of all are frozen.
+    pub(crate) fn show(&self, states: [usize; 3], blank: usize, frozen: usize) {
+        self.frozen.set(i64::try_from(frozen).unwrap_or(i64::MAX));
         for (gauge, count) in self.states.iter().chain([&self.blank]).zip(states.into_iter().chain([blank])) {
             gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
         }

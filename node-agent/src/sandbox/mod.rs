@@ -14,6 +14,7 @@ mod dispatch;
 mod docker;
 mod farewell;
 mod fence;
+mod frost;
 mod function;
 mod lease;
 mod metrics;
@@ -25,6 +26,7 @@ mod site;
 mod spec;
 mod usage;
 mod workshop;
+mod worth;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -42,12 +44,15 @@ use tokio_util::task::TaskTracker;
 pub use args::{BuildArgs, SandboxArgs};
 pub use disk::{Disk, release};
 pub use docker::DockerError;
+pub(crate) use frost::{Ice, Keeps};
 pub use lease::{Cold, Exit, Gone, How, Lease, ResultFile};
 pub(crate) use lease::{PORT, Serving, Word};
 pub use mounts::{Build, MountError};
 pub use workshop::{BuildError, BuildExit, BuildJob, MAX_BUILD_ENTRIES};
+pub(crate) use worth::patience;
 
 use blanks::Blanks;
+use cgroup::Freezer;
 use dispatch::State;
 use docker::Engine;
 use metrics::Metrics;
@@ -99,6 +104,9 @@ pub enum LeaseError {
     /// The function's language is not known here.
     #[error("runtime `{0}` is unknown on this node: add its file")]
     UnknownRuntime(RuntimeName),
+    /// What is in use leaves no memory for one that nobody waits for.
+    #[error("the sandboxes in use leave no memory for one more")]
+    NoRoom,
     /// The node shuts down.
     #[error("the node shuts down")]
     Closing,
@@ -184,6 +192,8 @@ impl Sandboxes {
         });
         sandboxes.tasks.spawn(Arc::clone(&sandboxes).keep_house());
         sandboxes.tasks.spawn(Arc::clone(&sandboxes).keep_blanks());
+        let freezes = sandboxes.metrics.freezes.clone();
+        sandboxes.tasks.spawn(Arc::clone(&sandboxes).keep_frost(freezes));
         Ok(sandboxes)
     }
 
@@ -218,6 +228,22 @@ impl Sandboxes {
     /// Whether calls of other deployments wait for memory, which an idle server could give them.
     pub(crate) fn others_starve(&self, deployment: DeploymentId) -> bool {
         self.lock().pool.others_starve(deployment)
+    }
+
+    /// Keeps so many sandboxes of a deployment from now on, whether or not anybody calls. Those that are missing come
+    /// by [`Sandboxes::refill`].
+    pub(crate) fn keep(&self, deployment: DeploymentId, count: u32) {
+        self.lock().pool.keep(deployment, count as usize);
+    }
+
+    /// Whether a deployment has fewer sandboxes than are to be kept.
+    pub(crate) fn is_short(&self, deployment: DeploymentId) -> bool {
+        self.lock().pool.is_short(deployment)
+    }
+
+    /// Whether sandboxes of a deployment are to be kept.
+    pub(crate) fn is_kept(&self, deployment: DeploymentId) -> bool {
+        self.lock().pool.kept(deployment) > 0
     }
 
     /// How long something that is idle is kept.
@@ -286,6 +312,12 @@ impl Sandboxes {
 async fn remove_leftovers(engine: &Engine, node: NodeId) -> Result<(), DockerError> {
     let containers = engine.list(node).await?;
     for (container, _) in &containers {
+        // What that agent froze neither sees that it is gone nor, with some versions of runc, can be killed.
+        if let Some(pid) = engine.pid(container).await? {
+            if let Err(error) = Freezer::of(pid).and_then(|freezer| freezer.thaw()) {
+                tracing::debug!(%error, container, "its freezer cannot be used");
+            }
+        }
         engine.remove(container).await?;
     }
     engine.remove_networks(node).await?;

@@ -9,6 +9,10 @@ use std::time::{Duration, Instant};
 
 use common::ids::DeploymentId;
 
+mod room;
+
+pub(crate) use room::Refill;
+
 /// A call that waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Ticket(u64);
@@ -25,6 +29,8 @@ pub(crate) struct Pool<S> {
     /// Nothing is kept any more.
     closed: bool,
     deployments: HashMap<DeploymentId, Share<S>>,
+    /// How many sandboxes a deployment is to have, called or not; only where that is not 0.
+    kept: HashMap<DeploymentId, usize>,
 }
 
 /// The sandboxes of one deployment.
@@ -37,6 +43,8 @@ struct Share<S> {
     busy: usize,
     starting: usize,
     waiters: VecDeque<Ticket>,
+    /// About what one start takes.
+    start: Duration,
     /// It gets no more calls, so what becomes idle leaves.
     retired: bool,
 }
@@ -72,8 +80,17 @@ pub(crate) enum Next<S> {
 
 impl<S> Pool<S> {
     pub(crate) fn new(total_mb: u64, queue: usize) -> Self {
-        let deployments = HashMap::new();
-        Self { total_mb, used_mb: 0, leaving_mb: 0, queue, waiting: 0, last_ticket: 0, closed: false, deployments }
+        Self {
+            total_mb,
+            used_mb: 0,
+            leaving_mb: 0,
+            queue,
+            waiting: 0,
+            last_ticket: 0,
+            closed: false,
+            deployments: HashMap::new(),
+            kept: HashMap::new(),
+        }
     }
 
     /// The idle sandbox that was used last, which is busy from now on.
@@ -100,18 +117,16 @@ impl<S> Pool<S> {
         }
         self.waiting += 1;
         self.last_ticket += 1;
-        let share = self.deployments.entry(deployment).or_insert_with(|| Share {
-            memory_mb,
-            concurrency,
-            idle: VecDeque::new(),
-            busy: 0,
-            starting: 0,
-            waiters: VecDeque::new(),
-            retired: false,
-        });
+        let ticket = Ticket(self.last_ticket);
+        self.share(deployment, memory_mb, concurrency).waiters.push_back(ticket);
+        Ok(ticket)
+    }
+
+    /// The deployment's share, which gets calls from now on.
+    fn share(&mut self, deployment: DeploymentId, memory_mb: u64, concurrency: usize) -> &mut Share<S> {
+        let share = self.deployments.entry(deployment).or_insert_with(|| Share::new(memory_mb, concurrency));
         share.retired = false;
-        share.waiters.push_back(Ticket(self.last_ticket));
-        Ok(Ticket(self.last_ticket))
+        share
     }
 
     /// A call waits no longer. One that got its sandbox meanwhile is fine.
@@ -124,9 +139,10 @@ impl<S> Pool<S> {
         self.forget(deployment);
     }
 
-    /// A start that was planned succeeded.
-    pub(crate) fn started(&mut self, deployment: DeploymentId, sandbox: S, now: Instant) -> Next<S> {
+    /// A start that was planned succeeded, and took so long.
+    pub(crate) fn started(&mut self, deployment: DeploymentId, sandbox: S, took: Duration, now: Instant) -> Next<S> {
         if let Some(share) = self.deployments.get_mut(&deployment) {
+            share.start = if share.start.is_zero() { took } else { (share.start + took) / 2 };
             share.starting -= 1;
             share.busy += 1;
         }
@@ -182,21 +198,31 @@ impl<S> Pool<S> {
 
     /// The deployment gets no more calls: its idle sandboxes leave now, the others when they are free.
     pub(crate) fn retire(&mut self, deployment: DeploymentId) -> Vec<(S, u64)> {
+        self.kept.remove(&deployment);
         let Some(share) = self.deployments.get_mut(&deployment) else { return Vec::new() };
         share.retired = true;
         let idle = std::mem::take(&mut share.idle).into_iter().map(|(_, sandbox)| sandbox).collect();
         self.part_with(deployment, idle)
     }
 
-    /// Takes out the idle sandboxes that `unwanted` says so of, by the time since when they are idle.
-    pub(crate) fn expire(&mut self, unwanted: impl Fn(Instant, &S) -> bool) -> Vec<(S, u64)> {
+    /// Takes out the idle sandboxes that `unwanted` says so of, by the time since when they are idle and by whether they
+    /// are to be kept all the same.
+    pub(crate) fn expire(&mut self, unwanted: impl Fn(Instant, &S, bool) -> bool) -> Vec<(S, u64)> {
         let mut removals = Vec::new();
         for deployment in self.deployments.keys().copied().collect::<Vec<_>>() {
+            let to_keep = self.kept(deployment);
             let Some(share) = self.deployments.get_mut(&deployment) else { continue };
-            let (gone, kept): (VecDeque<_>, _) =
-                std::mem::take(&mut share.idle).into_iter().partition(|(since, sandbox)| unwanted(*since, sandbox));
-            share.idle = kept;
-            removals.extend(self.part_with(deployment, gone.into_iter().map(|(_, sandbox)| sandbox).collect()));
+            let spare = share.spare(to_keep);
+            let (mut gone, mut stays) = (Vec::new(), VecDeque::new());
+            for (place, (since, sandbox)) in std::mem::take(&mut share.idle).into_iter().enumerate() {
+                if unwanted(since, &sandbox, place >= spare) {
+                    gone.push(sandbox);
+                } else {
+                    stays.push_back((since, sandbox));
+                }
+            }
+            share.idle = stays;
+            removals.extend(self.part_with(deployment, gone));
         }
         removals
     }
@@ -204,7 +230,7 @@ impl<S> Pool<S> {
     /// Keeps nothing from now on: what is idle leaves, and what is busy or starting leaves as it becomes free.
     pub(crate) fn close(&mut self) -> Vec<(S, u64)> {
         self.closed = true;
-        self.expire(|_, _| true)
+        self.expire(|_, _, _| true)
     }
 
     /// Whether calls wait, so that [`Pool::plan`] may have something to say.
@@ -218,7 +244,7 @@ impl<S> Pool<S> {
     }
 
     /// What to do for those who wait.
-    pub(crate) fn plan(&mut self) -> Plan<S> {
+    pub(crate) fn plan(&mut self, now: Instant) -> Plan<S> {
         let mut plan = Plan { starts: Vec::new(), removals: Vec::new() };
         if self.waiting == 0 || self.closed {
             return plan;
@@ -235,7 +261,7 @@ impl<S> Pool<S> {
             let memory_mb = share.memory_mb;
             for _ in 0..share.wanted() {
                 if self.used_mb + memory_mb > self.total_mb {
-                    let freed = self.make_room(deployment, memory_mb);
+                    let freed = self.make_room(deployment, memory_mb, now, true);
                     plan.removals.extend(freed);
                     break;
                 }
@@ -272,53 +298,12 @@ impl<S> Pool<S> {
         [of(|share| share.starting), of(|share| share.idle.len()), of(|share| share.busy)]
     }
 
-    /// Evicts idle sandboxes of others, the least recently used first, so that `memory_mb` fit; none if even all of
-    /// them were not enough, for then nobody would gain.
-    fn make_room(&mut self, deployment: DeploymentId, memory_mb: u64) -> Vec<(S, u64)> {
-        let missing = (self.used_mb - self.leaving_mb + memory_mb).saturating_sub(self.total_mb);
-        let mut idle: Vec<_> = self
-            .deployments
-            .iter()
-            .filter(|(other, _)| **other != deployment)
-            .flat_map(|(other, share)| share.idle.iter().map(|(since, _)| (*since, *other, share.memory_mb)))
-            .collect();
-        idle.sort_unstable_by_key(|(since, ..)| *since);
-        let mut freed_mb = 0;
-        let enough = idle.iter().take_while(|(.., memory_mb)| {
-            let more = freed_mb < missing;
-            freed_mb += if more { memory_mb } else { &0 };
-            more
-        });
-        let victims: Vec<_> = enough.map(|(_, other, _)| *other).collect();
-        if freed_mb < missing {
-            return Vec::new();
-        }
-        let mut removals = Vec::new();
-        for victim in victims {
-            let oldest = self.deployments.get_mut(&victim).and_then(|share| share.idle.pop_front());
-            removals.extend(self.part_with(victim, oldest.into_iter().map(|(_, sandbox)| sandbox).collect()));
-        }
-        removals
-    }
-
     /// Counts sandboxes that were just taken out of the idle ones as leaving.
     fn part_with(&mut self, deployment: DeploymentId, sandboxes: Vec<S>) -> Vec<(S, u64)> {
         let memory_mb = self.deployments.get(&deployment).map_or(0, |share| share.memory_mb);
         self.leaving_mb += memory_mb * sandboxes.len() as u64;
         self.forget(deployment);
         sandboxes.into_iter().map(|sandbox| (sandbox, memory_mb)).collect()
-    }
-
-    /// Whether calls of another deployment wait, which has no sandbox and, for want of memory, gets none.
-    pub(crate) fn others_starve(&self, deployment: DeploymentId) -> bool {
-        let free_mb = (self.total_mb + self.leaving_mb).saturating_sub(self.used_mb);
-        self.waiting > 0
-            && self.deployments.iter().any(|(other, share)| {
-                *other != deployment
-                    && !share.waiters.is_empty()
-                    && share.live() + share.starting == 0
-                    && share.memory_mb > free_mb
-            })
     }
 
     /// Drops the share of a deployment that has nothing.
@@ -331,6 +316,24 @@ impl<S> Pool<S> {
 }
 
 impl<S> Share<S> {
+    fn new(memory_mb: u64, concurrency: usize) -> Self {
+        Self {
+            memory_mb,
+            concurrency,
+            idle: VecDeque::new(),
+            busy: 0,
+            starting: 0,
+            waiters: VecDeque::new(),
+            start: Duration::ZERO,
+            retired: false,
+        }
+    }
+
+    /// How many of the idle ones, from the least recently used on, are more than are to be kept.
+    fn spare(&self, kept: usize) -> usize {
+        self.live().saturating_sub(kept).min(self.idle.len())
+    }
+
     fn live(&self) -> usize {
         self.idle.len() + self.busy
     }

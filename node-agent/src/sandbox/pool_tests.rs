@@ -22,11 +22,11 @@ impl Bench {
     fn start(&mut self, deployment: DeploymentId) -> Next<u32> {
         self.next += 1;
         self.now += Duration::from_secs(1);
-        self.pool.started(deployment, self.next, self.now)
+        self.pool.started(deployment, self.next, Duration::from_millis(100), self.now)
     }
 
     fn starts(&mut self) -> Vec<DeploymentId> {
-        let plan = self.pool.plan();
+        let plan = self.pool.plan(self.now);
         assert_eq!(plan.removals, []);
         plan.starts
     }
@@ -45,15 +45,8 @@ impl Bench {
 #[test]
 fn starts_grow_by_doubling() {
     let check = |live: usize, starting: usize, waiting: usize, concurrency: usize, expected: usize| {
-        let share = Share::<u32> {
-            memory_mb: MB,
-            concurrency,
-            idle: VecDeque::new(),
-            busy: live,
-            starting,
-            waiters: (0..waiting as u64).map(Ticket).collect(),
-            retired: false,
-        };
+        let waiters = (0..waiting as u64).map(Ticket).collect();
+        let share = Share::<u32> { busy: live, starting, waiters, ..Share::new(MB, concurrency) };
         assert_eq!(share.wanted(), expected, "{live} live, {starting} starting, {waiting} waiting, of {concurrency}");
     };
     check(0, 0, 0, 10, 0);
@@ -118,10 +111,10 @@ fn the_least_recently_used_of_others_is_evicted() {
     assert_eq!(bench.pool.give_back(first, used, bench.now), Next::Kept);
     let deployment = DeploymentId::new();
     let ticket = bench.wait(deployment, 1)[0];
-    let plan = bench.pool.plan();
+    let plan = bench.pool.plan(bench.now);
     assert_eq!((plan.starts, plan.removals), (vec![], vec![(2, MB)]));
     // Its memory is on its way, so nobody else is evicted for the same call, and nothing starts before it is there.
-    assert_eq!(bench.pool.plan(), Plan { starts: vec![], removals: vec![] });
+    assert_eq!(bench.pool.plan(bench.now), Plan { starts: vec![], removals: vec![] });
     bench.pool.removed(MB);
     assert_eq!(bench.starts(), [deployment]);
     assert_eq!(bench.start(deployment), Next::Grant(ticket, 4));
@@ -135,7 +128,7 @@ fn nobody_is_evicted_in_vain() {
     let (busy, _idle) = (bench.idle(), bench.idle());
     bench.pool.take(busy).unwrap();
     bench.pool.enqueue(DeploymentId::new(), 3 * MB, 1).unwrap();
-    assert_eq!(bench.pool.plan(), Plan { starts: vec![], removals: vec![] });
+    assert_eq!(bench.pool.plan(bench.now), Plan { starts: vec![], removals: vec![] });
 }
 
 #[test]
@@ -177,7 +170,7 @@ fn the_idle_expire() {
     let mut bench = Bench::new(1000);
     let (old, young) = (bench.idle(), bench.idle());
     let (now, limit) = (bench.now, Duration::from_secs(1));
-    assert_eq!(bench.pool.expire(|since, _| expired(since, now, limit)), [(1, MB)]);
+    assert_eq!(bench.pool.expire(|since, _, _| expired(since, now, limit)), [(1, MB)]);
     assert_eq!((bench.pool.take(old), bench.pool.take(young)), (None, Some(2)));
 }
 
@@ -206,7 +199,70 @@ fn what_becomes_idle_makes_room_for_who_waits() {
     assert_eq!(bench.starts(), []);
     assert_eq!(bench.pool.give_back(first, busy, bench.now), Next::Kept);
     assert!(bench.pool.has_waiters());
-    assert_eq!(bench.pool.plan(), Plan { starts: vec![], removals: vec![(busy, MB)] });
+    assert_eq!(bench.pool.plan(bench.now), Plan { starts: vec![], removals: vec![(busy, MB)] });
     bench.pool.removed(MB);
     assert_eq!(bench.starts(), [second]);
+}
+
+#[test]
+fn the_least_valuable_makes_room() {
+    let mut bench = Bench::new(300);
+    let (dear, cheap) = (bench.idle(), DeploymentId::new());
+    bench.wait(cheap, 1);
+    bench.starts();
+    let next = bench.pool.started(cheap, 7, Duration::from_millis(1), bench.now);
+    assert!(matches!(next, Next::Grant(_, 7)));
+    assert_eq!(bench.pool.give_back(cheap, 7, bench.now), Next::Kept);
+    bench.now += Duration::from_secs(10);
+    let third = bench.idle();
+    bench.now += Duration::from_secs(1);
+    bench.wait(DeploymentId::new(), 1);
+    // It would be there again at once.
+    assert_eq!(bench.pool.plan(bench.now).removals, [(7, MB)]);
+    assert!(bench.pool.take(dear).is_some() && bench.pool.take(third).is_some());
+}
+
+#[test]
+fn what_is_to_be_kept_is_started_and_does_not_expire() {
+    let mut bench = Bench::new(1000);
+    let (deployment, now) = (DeploymentId::new(), bench.now);
+    let refill = |bench: &mut Bench| bench.pool.refill(deployment, MB, 10, now);
+    assert_eq!(refill(&mut bench), Refill::Full);
+    bench.pool.keep(deployment, 2);
+    assert_eq!(
+        (refill(&mut bench), refill(&mut bench), refill(&mut bench)),
+        (Refill::Start, Refill::Start, Refill::Full)
+    );
+    assert_eq!((bench.start(deployment), bench.start(deployment)), (Next::Kept, Next::Kept));
+    assert_eq!(bench.pool.expire(|_, _, kept| !kept), []);
+    // One of them is dead.
+    assert_eq!(bench.pool.expire(|_, sandbox, kept| !kept || *sandbox == 2), [(2, MB)]);
+    assert_eq!(refill(&mut bench), Refill::Start);
+    assert_eq!(bench.start(deployment), Next::Kept);
+    // Of more than are to be kept, the one goes that was used longest ago.
+    bench.pool.keep(deployment, 1);
+    assert_eq!(bench.pool.expire(|_, _, kept| !kept), [(1, MB)]);
+    bench.pool.retire(deployment);
+    assert_eq!((bench.pool.kept(deployment), bench.pool.is_short(deployment)), (0, false));
+}
+
+#[test]
+fn what_is_to_be_kept_makes_room_last() {
+    let mut bench = Bench::new(300);
+    let kept = bench.idle();
+    bench.pool.keep(kept, 1);
+    bench.now += Duration::from_secs(1000);
+    let (other, third) = (bench.idle(), bench.idle());
+    // For another that is to be kept: not what is kept already.
+    let wanted = DeploymentId::new();
+    bench.pool.keep(wanted, 3);
+    assert_eq!(bench.pool.refill(wanted, 3 * MB, 1, bench.now), Refill::NoRoom(vec![]));
+    assert_eq!(bench.pool.refill(wanted, MB, 1, bench.now), Refill::NoRoom(vec![(2, MB)]));
+    bench.pool.removed(MB);
+    assert_eq!(bench.pool.refill(wanted, MB, 1, bench.now), Refill::Start);
+    // For calls: after all others.
+    bench.pool.enqueue(DeploymentId::new(), 2 * MB, 1).unwrap();
+    assert_eq!(bench.pool.refill(wanted, MB, 1, bench.now), Refill::NoRoom(vec![]), "calls come first");
+    assert_eq!(bench.pool.plan(bench.now).removals, [(3, MB), (1, MB)]);
+    assert_eq!((bench.pool.live(other), bench.pool.live(third), bench.pool.live(kept)), (0, 0, 0));
 }

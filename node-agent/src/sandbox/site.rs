@@ -16,6 +16,7 @@ use super::SandboxArgs;
 use super::cgroup::Group;
 use super::docker::{DockerError, Engine, Image};
 use super::fence::Fence;
+use super::frost::{Frost, Ice, Warmth};
 use super::mounts::{Ground, MountError, Room};
 use super::runner_link::{Link, Threshold};
 use super::spec::{self, Bind, Blueprint, Limits};
@@ -74,6 +75,7 @@ pub(crate) struct Site {
     /// Held while the node's own network is looked for, and made.
     making_network: tokio::sync::Mutex<()>,
     pub(super) fence: Fence,
+    pub(super) frost: Frost,
     /// Something could not be removed, and is to be swept up.
     littered: AtomicBool,
     swept: Mutex<Instant>,
@@ -102,6 +104,8 @@ pub(crate) struct Claim {
 /// A container whose runner waits for work.
 #[derive(Debug)]
 pub(crate) struct Sandbox {
+    // First of all: what is frozen does not notice that its link is gone.
+    warmth: Warmth,
     pub(crate) link: Link,
     group: Option<Group>,
     memory_mb: u32,
@@ -131,6 +135,7 @@ impl Site {
             named_network: args.sandbox_network.clone(),
             making_network: tokio::sync::Mutex::default(),
             fence: Fence::new(node, &args.sandbox_network_allow),
+            frost: Frost::new(args.sandbox_freeze_after_ms),
             littered: AtomicBool::new(false),
             swept: Mutex::new(Instant::now()),
             tasks: TaskTracker::new(),
@@ -240,7 +245,8 @@ impl Claim {
         if let Err(error) = &group {
             tracing::warn!(%error, "a sandbox's control group cannot be read: want of memory will look like a crash");
         }
-        Ok(Sandbox { link, group: group.ok(), memory_mb: wish.limits.memory_mb, claim: self })
+        let warmth = site.frost.warmth(link.pid());
+        Ok(Sandbox { warmth, link, group: group.ok(), memory_mb: wish.limits.memory_mb, claim: self })
     }
 
     /// Gives everything back. An error is logged, and what is left is swept up later.
@@ -283,6 +289,11 @@ impl Sandbox {
         &self.claim.room
     }
 
+    /// Whether its processes run, rest or are frozen.
+    pub(crate) fn ice(&self) -> &Arc<Ice> {
+        self.warmth.ice()
+    }
+
     /// Whether the kernel killed in it for want of memory since this was asked last.
     pub(crate) fn ran_out_of_memory(&mut self) -> bool {
         self.group.as_mut().is_some_and(Group::ran_out_of_memory)
@@ -315,7 +326,8 @@ impl Sandbox {
 
     /// Ends it and waits until it is gone.
     pub(crate) async fn remove(self) {
-        let Self { link, claim, .. } = self;
+        let Self { warmth, link, claim, .. } = self;
+        drop(warmth);
         drop(link);
         claim.clear().await;
     }

@@ -13,7 +13,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use super::{End, Server};
-use crate::sandbox::{Sandboxes, Serving, Word};
+use crate::sandbox::{Sandboxes, Serving, Word, patience};
 
 /// How often it is looked whether the server is still needed.
 const ROUND: Duration = Duration::from_millis(250);
@@ -55,6 +55,8 @@ impl Keeper {
     async fn keep(&mut self, sandboxes: &Sandboxes, stop: &CancellationToken) -> End {
         let mut round = interval(ROUND);
         round.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // Looks in a row at which others waited for memory.
+        let mut hungry = 0;
         loop {
             let done = tokio::select! {
                 word = self.serving.hear() => match word {
@@ -67,8 +69,13 @@ impl Keeper {
                     None => return End::Unneeded,
                 },
                 _ = round.tick() => {
-                    let starving = || sandboxes.others_starve(self.server.deployment);
-                    if self.server.close_if_unneeded(sandboxes.idle(), starving) {
+                    let deployment = self.server.deployment;
+                    let unneeded = |idle: Duration| {
+                        let kept = sandboxes.is_kept(deployment);
+                        hungry = if sandboxes.others_starve(deployment) { hungry + 1 } else { 0 };
+                        !kept && idle >= sandboxes.idle() || hungry >= patience(idle, kept)
+                    };
+                    if self.server.close_if_unneeded(unneeded) {
                         return End::Unneeded;
                     }
                     Ok(())

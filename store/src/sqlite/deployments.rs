@@ -18,9 +18,9 @@ pub(super) async fn create(writer: &SqlitePool, new: NewDeployment) -> Result<Pe
     let version: i32 = sqlx::query_scalar(
         "INSERT INTO function_deployments (id, function_id, version, status, runtime, entrypoint, archive,
            archive_root, access, timeout_ms, memory_mb, concurrency, env, egress, contract, idle_timeout_ms,
-           stale_while_cold_ms)
+           stale_while_cold_ms, min_warm)
          SELECT $1, $2, COALESCE(MAX(version), 0) + 1, 'building', $3, $4, $5, $6, $7, $8, $9, $10, $11, $12,
-           $13, $14, $15
+           $13, $14, $15, $16
          FROM function_deployments WHERE function_id = $2
          RETURNING version",
     )
@@ -39,6 +39,7 @@ pub(super) async fn create(writer: &SqlitePool, new: NewDeployment) -> Result<Pe
     .bind(new.contract.word())
     .bind(new.contract.idle_timeout_ms().map(integer))
     .bind(integer(new.stale_while_cold_ms))
+    .bind(integer(new.limits.min_warm))
     .fetch_one(&mut *tx)
     .await?;
     tx.commit().await?;

@@ -160,7 +160,7 @@ pub(crate) fn new_deployment(owner: UserId, name: &str) -> NewDeployment {
         archive: Digest::of(name.as_bytes()),
         archive_root: Some("top".to_owned()),
         access: Access::Private,
-        limits: Limits { timeout_ms: 5000, memory_mb: 128, concurrency: 10 },
+        limits: Limits { timeout_ms: 5000, memory_mb: 128, concurrency: 10, min_warm: 2 },
         env: BTreeMap::from([("GREETING".to_owned(), "hello".to_owned())]),
         egress: false,
         stale_while_cold_ms: 0,

@@ -28,7 +28,7 @@ impl Api {
             archive: Digest::of(b"archive"),
             archive_root: None,
             access: Access::Public,
-            limits: Limits { timeout_ms: 5000, memory_mb: 128, concurrency: 10 },
+            limits: Limits { timeout_ms: 5000, memory_mb: 128, concurrency: 10, min_warm: 2 },
             env: Default::default(),
             contract: common::function::Contract::File,
             egress: false,
@@ -95,7 +95,7 @@ async fn list_and_get() {
     let expected = json!({
         "id": id, "name": "a", "status": "active", "version": 1, "runtime": "python", "contract": "file",
         "access": "public", "url": "http://cloud.example:8080/f/ada/a",
-        "limits": {"timeoutMs": 5000, "memoryMb": 128, "concurrency": 10},
+        "limits": {"timeoutMs": 5000, "memoryMb": 128, "concurrency": 10, "minWarm": 2},
         "createdAt": one["createdAt"], "updatedAt": one["updatedAt"],
     });
     assert_eq!(one, expected);

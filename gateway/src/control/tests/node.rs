@@ -120,7 +120,7 @@ async fn control(inner: Arc<Inner>) {
             GatewayMessage::Dial { connections } => {
                 (0..connections).for_each(|_| drop(work.spawn(serve(Arc::clone(&inner)))));
             }
-            GatewayMessage::Welcome { .. } => {}
+            GatewayMessage::Welcome { .. } | GatewayMessage::Keep { .. } => {}
             GatewayMessage::Refused { reason } => panic!("{reason}"),
         }
     }

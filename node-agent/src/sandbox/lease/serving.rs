@@ -4,10 +4,12 @@
 use std::io;
 use std::net::TcpStream;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use runner::wire::{Report, Run, Serve, ServerOrder, Stream};
 use rustix::net::{AddressFamily, SocketType, getpeername, sockopt};
 
+use super::super::frost::Ice;
 use super::super::function::{Function, how};
 use super::super::runner_link;
 use super::{How, Lease};
@@ -52,6 +54,7 @@ impl Lease {
         self.sound = false;
         let mut serving = Serving(self);
         let function = serving.function()?;
+        function.sandbox.ice().wake();
         function.sandbox.link.send(&function.frame).await?;
         Ok(serving)
     }
@@ -86,6 +89,11 @@ impl Serving {
             Err(_) if out_of_memory(function) => Ok(Word::Ended(How::OutOfMemory)),
             Err(error) => Err(error),
         }
+    }
+
+    /// Whether the server runs, rests or is frozen.
+    pub(crate) fn ice(&mut self) -> io::Result<Arc<Ice>> {
+        Ok(Arc::clone(self.function()?.sandbox.ice()))
     }
 
     fn function(&mut self) -> io::Result<&mut Function> {

@@ -8,6 +8,7 @@ mod builds;
 mod calls;
 mod causes;
 mod fork_server;
+mod frost;
 mod life;
 mod serving;
 mod walls;
@@ -91,7 +92,7 @@ impl Node {
             entrypoint: entrypoint.into(),
             archive: Digest::of(b"archive"),
             archive_root: None,
-            limits: Limits { timeout_ms: 10_000, memory_mb: 64, concurrency: 10 },
+            limits: Limits { timeout_ms: 10_000, memory_mb: 64, concurrency: 10, min_warm: 0 },
             env: [("GREETING".to_owned(), "hello".to_owned())].into(),
             contract: common::function::Contract::File,
             egress: false,

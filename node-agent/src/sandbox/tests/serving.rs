@@ -25,7 +25,7 @@ for number in range(100):
 ";
 
 /// A server that runs this program.
-fn server(node: &Node, program: &str) -> (DeploymentSpec, Build) {
+pub(super) fn server(node: &Node, program: &str) -> (DeploymentSpec, Build) {
     let (spec, _) = node.function("python");
     let path = node.directory.path().join(spec.deployment.to_string());
     std::fs::create_dir(&path).unwrap();
@@ -54,6 +54,13 @@ async fn connected(serving: &mut Serving) -> TcpStream {
         }
         other => panic!("{other:?} and no connection"),
     }
+}
+
+/// All that the server says on a new connection, which is a number.
+pub(super) async fn heard(serving: &mut Serving) -> u64 {
+    let mut said = String::new();
+    connected(serving).await.read_to_string(&mut said).unwrap();
+    said.trim().parse().unwrap()
 }
 
 fn talk(mut stream: TcpStream, word: &str) -> String {

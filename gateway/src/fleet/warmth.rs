@@ -1,0 +1,194 @@
+//! Which node keeps which versions warm. The spread is pure; a node is told its part whenever that changes: when nodes
+//! come and go, when the routes are swapped, and when a version with `min_warm` is about to serve.
+
+use std::cmp::Reverse;
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::function::{Contract, DeploymentSpec};
+use common::ids::{DeploymentId, NodeId};
+use common::protocol::{GatewayMessage, MAX_KEPT, Warm};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::{Fleet, lock};
+use crate::edge::placement;
+use crate::edge::routes::Routes;
+
+/// How long a new version waits to be warm before it serves all the same.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What a version wants of the fleet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Wish {
+    deployment: DeploymentId,
+    /// On all nodes together.
+    sandboxes: u32,
+    /// On one node.
+    most: u32,
+}
+
+impl Wish {
+    /// That of a version, if it has one.
+    pub(crate) fn of(spec: &DeploymentSpec) -> Option<Self> {
+        let most = match spec.contract {
+            Contract::File => spec.limits.concurrency,
+            // A node has one server of a version.
+            Contract::Http { .. } => 1,
+        };
+        let sandboxes = spec.limits.min_warm;
+        (sandboxes > 0).then_some(Self { deployment: spec.deployment, sandboxes, most })
+    }
+}
+
+/// What each of `nodes` is to keep: the sandboxes of a version go to the nodes in turn, that first on which its calls
+/// are placed.
+fn spread(nodes: &[NodeId], wishes: &[Wish]) -> Vec<Vec<Warm>> {
+    let mut parts = vec![Vec::new(); nodes.len()];
+    let count = u32::try_from(nodes.len()).unwrap_or(u32::MAX);
+    for wish in wishes {
+        let mut places: Vec<usize> = (0..nodes.len()).collect();
+        places.sort_by_key(|place| Reverse(placement::weight(nodes[*place], wish.deployment.uuid().as_u128())));
+        for (rank, place) in (0..).zip(places) {
+            let sandboxes = (wish.sandboxes / count + u32::from(rank < wish.sandboxes % count)).min(wish.most);
+            if sandboxes > 0 {
+                parts[place].push(Warm { deployment: wish.deployment, sandboxes });
+            }
+        }
+    }
+    parts
+}
+
+/// A version that is warm before it serves. It is kept so until this is dropped; by then the routes have it, or it will
+/// never serve.
+pub(crate) struct Warming {
+    fleet: Fleet,
+    deployment: DeploymentId,
+}
+
+impl Drop for Warming {
+    fn drop(&mut self) {
+        lock(&self.fleet.0.warming).remove(&self.deployment);
+        self.fleet.0.changed.notify_waiters();
+    }
+}
+
+impl Fleet {
+    /// Has a version warmed that is about to serve, and waits for that, within reason. `None` for one that need not be
+    /// warm.
+    pub(crate) async fn warm_up(&self, spec: &DeploymentSpec) -> Option<Warming> {
+        Wish::of(spec)?;
+        let deployment = spec.deployment;
+        lock(&self.0.warming).insert(deployment, Arc::new(spec.clone()));
+        let warming = Warming { fleet: self.clone(), deployment };
+        self.0.changed.notify_waiters();
+        let warm = async {
+            loop {
+                // Before the look, so that no change falls between the two.
+                let changed = self.0.changed.notified();
+                if self.is_warm(deployment) {
+                    return;
+                }
+                changed.await;
+            }
+        };
+        if timeout(PATIENCE, warm).await.is_err() {
+            tracing::warn!(%deployment, "it is not warm in time, and serves all the same");
+        }
+        Some(warming)
+    }
+
+    /// Whether every node that is to keep a version warm does, as far as it tells.
+    fn is_warm(&self, deployment: DeploymentId) -> bool {
+        let nodes = lock(&self.0.nodes);
+        let mut keepers = nodes
+            .values()
+            .filter(|node| {
+                let told = node.control.as_ref().and_then(|control| control.kept.as_deref());
+                told.unwrap_or_default().iter().any(|warm| warm.deployment == deployment)
+            })
+            .peekable();
+        let told = |kept: &Option<Vec<DeploymentId>>| kept.as_ref().is_none_or(|kept| kept.contains(&deployment));
+        keepers.peek().is_some() && keepers.all(|node| told(&node.state.kept))
+    }
+
+    /// Tells each node its part, unless it knows it.
+    fn deal(&self, mut wishes: Vec<Wish>) {
+        wishes.extend(lock(&self.0.warming).values().filter_map(|spec| Wish::of(spec)));
+        wishes.sort_by_key(|wish| wish.deployment);
+        wishes.dedup();
+        let mut nodes = lock(&self.0.nodes);
+        let mut linked: Vec<_> =
+            nodes.iter_mut().filter_map(|(id, node)| Some((*id, node.control.as_mut()?))).collect();
+        linked.sort_by_key(|(id, _)| *id);
+        let ids: Vec<_> = linked.iter().map(|(id, _)| *id).collect();
+        for ((id, control), mut warm) in linked.into_iter().zip(spread(&ids, &wishes)) {
+            if warm.len() > MAX_KEPT {
+                tracing::warn!(node = %id, versions = warm.len(), "more are to be kept warm than a node can be told");
+                warm.truncate(MAX_KEPT);
+            }
+            if control.kept.as_ref() == Some(&warm) {
+                continue;
+            }
+            // A node that takes no orders now is told at the next change.
+            if control.orders.try_send(GatewayMessage::Keep { warm: warm.clone() }).is_ok() {
+                control.kept = Some(warm);
+            }
+        }
+    }
+}
+
+/// Keeps the nodes told until `end`.
+pub(crate) async fn run(fleet: Fleet, routes: Arc<Routes>, end: CancellationToken) {
+    loop {
+        // Before the look, so that no change falls between the two.
+        let (changed, swapped) = (fleet.0.changed.notified(), routes.swapped());
+        fleet.deal(routes.now().wishes().to_vec());
+        tokio::select! {
+            () = changed => {}
+            () = swapped => {}
+            () = end.cancelled() => return,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(nodes: usize, sandboxes: u32, most: u32, expected: &[u32]) {
+        let nodes: Vec<_> = (0..nodes).map(|_| NodeId::new()).collect();
+        let wish = Wish { deployment: DeploymentId::new(), sandboxes, most };
+        let parts = spread(&nodes, &[wish]);
+        let mut counts: Vec<_> = parts.iter().map(|part| part.iter().map(|warm| warm.sandboxes).sum::<u32>()).collect();
+        // The node that gets most is where placement sends calls.
+        let home =
+            (0..nodes.len()).max_by_key(|place| placement::weight(nodes[*place], wish.deployment.uuid().as_u128()));
+        assert_eq!(home.map(|home| counts[home]), counts.iter().max().copied(), "{counts:?}");
+        counts.sort_unstable_by_key(|count| Reverse(*count));
+        assert_eq!(counts, expected, "{sandboxes} on {} nodes", nodes.len());
+    }
+
+    #[test]
+    fn a_version_is_spread_over_the_nodes() {
+        check(0, 3, 10, &[]);
+        check(1, 3, 10, &[3]);
+        check(3, 1, 10, &[1, 0, 0]);
+        check(3, 5, 10, &[2, 2, 1]);
+        check(2, 9, 3, &[3, 3]);
+        // A server is there once on a node.
+        check(1, 3, 1, &[1]);
+        check(3, 2, 1, &[1, 1, 0]);
+    }
+
+    #[test]
+    fn a_node_that_goes_moves_its_own_alone() {
+        let nodes: Vec<_> = (0..4).map(|_| NodeId::new()).collect();
+        let wishes: Vec<_> =
+            (0..100).map(|_| Wish { deployment: DeploymentId::new(), sandboxes: 1, most: 1 }).collect();
+        let (before, after) = (spread(&nodes, &wishes), spread(&nodes[1..], &wishes));
+        for (before, after) in before[1..].iter().zip(&after) {
+            assert!(before.iter().all(|warm| after.contains(warm)));
+        }
+    }
+}
