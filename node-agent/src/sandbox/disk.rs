@@ -9,7 +9,7 @@ use std::time::Duration;
 use rustix::mount::{UnmountFlags, unmount};
 
 use super::command;
-use super::mounts::mount_points;
+use super::mount_table::mount_points;
 
 /// How long the making may take; it copies an unpacked archive.
 const MAKE_LIMIT: Duration = Duration::from_secs(60);

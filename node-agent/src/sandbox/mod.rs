@@ -18,8 +18,10 @@ mod frost;
 mod function;
 mod lease;
 mod metrics;
+mod mount_table;
 mod mounts;
 mod pool;
+mod program;
 mod runner_link;
 mod shelves;
 mod site;
@@ -76,6 +78,14 @@ pub enum StartError {
     /// The runner is what sandboxes consist of.
     #[error("there is no runner at {}: build it (`cargo build -p runner`, static) or set RUNNER_PATH", .0.display())]
     NoRunner(PathBuf),
+    /// It has to lie where the Engine finds it.
+    #[error("the runner cannot be copied to {}: {source}", data_dir.display())]
+    Runner {
+        /// The data directory.
+        data_dir: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// Two parts of the program call a metric the same.
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
@@ -150,7 +160,7 @@ pub struct Sandboxes {
 /// # Errors
 /// They cannot; the sentence says the fix.
 pub async fn check_engine(args: &SandboxArgs) -> Result<(), StartError> {
-    runner_path(args)?;
+    program::find(args)?;
     Engine::connect(&args.docker_host, args.pull()).await?;
     Ok(())
 }
@@ -168,11 +178,12 @@ impl Sandboxes {
         runtimes: Arc<Runtimes>,
         registry: &Registry,
     ) -> Result<Arc<Self>, StartError> {
-        let runner = runner_path(args)?;
+        let runner = program::find(args)?;
         let engine = Engine::connect(&args.docker_host, args.pull()).await?;
         // Containers first, since they hold on to the mounts.
         remove_leftovers(&engine, node).await?;
         let ground = Ground::open(data_dir)?;
+        let runner = program::install(&runner, data_dir)?;
         let site = Arc::new(Site::new(node, engine, ground, runner, args));
         let total_mb = args.sandbox_memory_mb.unwrap_or_else(three_quarters_of_memory_mb);
         let sandboxes = Arc::new(Self {
@@ -325,15 +336,6 @@ async fn remove_leftovers(engine: &Engine, node: NodeId) -> Result<(), DockerErr
         tracing::info!(containers = containers.len(), "removed what an earlier agent left behind");
     }
     Ok(())
-}
-
-fn runner_path(args: &SandboxArgs) -> Result<PathBuf, StartError> {
-    let beside = || std::env::current_exe().ok().map(|path| path.with_file_name("dartcloud-runner"));
-    let path = args.runner_path.clone().or_else(beside).unwrap_or_else(|| "dartcloud-runner".into());
-    match path.canonicalize() {
-        Ok(found) if found.is_file() => Ok(found),
-        _ => Err(StartError::NoRunner(path)),
-    }
 }
 
 fn three_quarters_of_memory_mb() -> u64 {

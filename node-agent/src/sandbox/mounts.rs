@@ -1,13 +1,14 @@
 //! What sandboxes have of the host's file system, and how a build gets into one that already runs.
 //!
 //! `sandboxes/` is a mount of its own, and shared: what is mounted in the directory of a sandbox later appears in
-//! its container, too. `stages/` is private: each build is bound there once, read-only, without setuid and devices,
-//! and a mount made from that one keeps these flags, which a later remount would not carry into the container.
+//! its container, too. Where the data directory is a shared mount already (an agent that runs in a container has it from
+//! the host so), `sandboxes/` is left in it: the Engine would not see a mount of ours. `stages/` is private: each build
+//! is bound there once, read-only, without setuid and devices, and a mount made from that one keeps these flags, which a
+//! later remount would not carry into the container.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -16,6 +17,7 @@ use common::ids::SandboxId;
 use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
 
 use super::ResultFile;
+use super::mount_table::{is_shared_mount, mount_points};
 use super::spec::{Bind, CONFIG, FUNCTION, REQUEST, RESULT, Reach, SPARE};
 
 /// A build that a sandbox uses; whoever keeps builds counts these.
@@ -77,12 +79,17 @@ impl Ground {
         fs::create_dir_all(data_dir).map_err(failed("create", data_dir))?;
         let data_dir = data_dir.canonicalize().map_err(failed("find", data_dir))?;
         let (sandboxes, stages) = (data_dir.join("sandboxes"), data_dir.join("stages"));
+        let table = fs::read("/proc/self/mountinfo").map_err(failed("read the mounts of", &data_dir))?;
+        let is_shared = is_shared_mount(&table, &data_dir);
         for (path, propagation) in
             [(&sandboxes, MountPropagationFlags::SHARED), (&stages, MountPropagationFlags::PRIVATE)]
         {
             clear_away(path)?;
             fs::create_dir_all(path).map_err(failed("create", path))?;
             fs::set_permissions(path, Permissions::from_mode(0o700)).map_err(failed("restrict", path))?;
+            if is_shared && propagation == MountPropagationFlags::SHARED {
+                continue;
+            }
             rustix::mount::mount_bind(path, path).map_err(refused("bind", path))?;
             // Private first: the directory above may be shared with mounts that are none of ours.
             for propagation in [MountPropagationFlags::PRIVATE, propagation] {
@@ -252,17 +259,6 @@ impl Exchange {
     }
 }
 
-/// Whether in the mount table `mountinfo` something read-only, without setuid and devices, lies over `target`, and
-/// whether every one of `others` is a mount point: an image with a symbolic link at such a place leads it astray.
-pub(crate) fn is_furnished(mountinfo: &str, target: &str, others: &[&str]) -> bool {
-    let at = |target: &str| mountinfo.lines().rfind(|line| line.split(' ').nth(4) == Some(target)).map(str::to_owned);
-    let over = at(target).is_some_and(|line| {
-        let options = line.split(' ').nth(5).unwrap_or_default();
-        ["ro", "nosuid", "nodev"].iter().all(|flag| options.split(',').any(|option| option == *flag))
-    });
-    over && others.iter().all(|other| at(other).is_some())
-}
-
 /// Unmounts everything at and under `path` and removes what is under it.
 fn clear_away(path: &Path) -> Result<(), MountError> {
     for _ in 0..MAX_STACKED {
@@ -291,32 +287,6 @@ fn clear_away(path: &Path) -> Result<(), MountError> {
 /// How many agents may have died with mounts one over the other.
 const MAX_STACKED: usize = 64;
 
-/// The mount points of a `mountinfo` at and under `path`, in the order of the table: outer before inner.
-pub(super) fn mount_points(mountinfo: &[u8], path: &Path) -> Vec<PathBuf> {
-    let points = mountinfo.split(|byte| *byte == b'\n').filter_map(|line| line.split(|byte| *byte == b' ').nth(4));
-    points.map(unescape).filter(|point| point.starts_with(path)).collect()
-}
-
-/// The kernel writes blanks, line ends and backslashes of a path as three octal digits.
-fn unescape(field: &[u8]) -> PathBuf {
-    let mut path = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((&byte, after)) = rest.split_first() {
-        let code = (byte == b'\\').then(|| std::str::from_utf8(after.get(..3)?).ok()).flatten();
-        match code.and_then(|code| u8::from_str_radix(code, 8).ok()) {
-            Some(byte) => {
-                path.push(byte);
-                rest = &after[3..];
-            }
-            None => {
-                path.push(byte);
-                rest = after;
-            }
-        }
-    }
-    PathBuf::from(std::ffi::OsString::from_vec(path))
-}
-
 /// Lazily, since a container may still have it; what is no mount point is fine.
 fn unmount(path: &Path) -> Result<(), MountError> {
     match rustix::mount::unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
@@ -342,32 +312,5 @@ fn refused(what: &'static str, path: &Path) -> impl FnOnce(rustix::io::Errno) ->
     move |errno| match errno {
         rustix::io::Errno::PERM => MountError::NotPermitted { path },
         errno => MountError::Failed { what, path, source: errno.into() },
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn mount_tables_are_read() {
-        let table = b"36 35 98:0 / /data/sandboxes rw - ext4 /dev/vda rw\n\
-            37 36 0:1 / /data/sandboxes/a\\040b/function ro - ext4 /dev/vda rw\n\
-            38 35 0:2 / /data/sandboxes-other rw - ext4 /dev/vda rw\n";
-        let found = mount_points(table, Path::new("/data/sandboxes"));
-        assert_eq!(found, ["/data/sandboxes", "/data/sandboxes/a b/function"].map(PathBuf::from));
-        assert_eq!(unescape(b"a\\134b\\"), PathBuf::from("a\\b\\"));
-    }
-
-    #[test]
-    fn furnished_or_not() {
-        let blank = "1 0 0:1 /x /function ro,relatime master:1 - ext4 d rw\n2 0 0:2 /y /result.json rw - tmpfs t rw\n";
-        let furnished = format!("{blank}3 1 0:3 /b /function ro,nosuid,nodev,relatime master:2 - ext4 d rw\n");
-        let check =
-            |table: &str, others: &[&str], expected| assert_eq!(is_furnished(table, FUNCTION, others), expected);
-        check(blank, &[RESULT], false);
-        check(&furnished, &[RESULT], true);
-        check(&furnished, &[RESULT, REQUEST], false);
-        check("", &[], false);
     }
 }
