@@ -12,6 +12,7 @@ mod bad_functions;
 mod bad_input;
 mod client;
 mod command_line;
+mod compose;
 mod crash;
 mod deploys;
 mod examples;
