@@ -1,5 +1,7 @@
 //! The agent's settings.
 
+use common::node_url::NodeUrl;
+
 use crate::answers::AnswersArgs;
 use crate::build_cache::BuildCacheArgs;
 use crate::invocation::{BodiesArgs, StaleArgs};
@@ -15,6 +17,13 @@ pub struct Settings {
     /// What this node is called in lists; default: the machine's name.
     #[arg(long, env = "NODE_NAME")]
     pub node_name: Option<String>,
+    /// The gateway's node port, such as `https://gateway.example.com:9443`. Default: the one by which this machine
+    /// joined; where it joined none, the gateway is on this machine.
+    #[arg(long, env = "GATEWAY_URL")]
+    pub gateway_url: Option<NodeUrl>,
+    /// Whether the gateway is on this machine whatever is set. No setting: `dartcloud dev` is gateway and agent.
+    #[arg(skip)]
+    pub is_local: bool,
     /// Sandboxes.
     #[command(flatten)]
     pub sandbox: SandboxArgs,

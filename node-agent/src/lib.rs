@@ -3,10 +3,12 @@
 
 use std::fs::File;
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
 use common::function::DeploymentSpec;
@@ -21,6 +23,7 @@ use http_body::Frame;
 use http_body_util::{BodyExt as _, Limited, StreamBody};
 use hyper::body::Incoming;
 use prometheus::Registry;
+use rustls::ClientConfig;
 use store::StoreArgs;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -30,11 +33,13 @@ use answers::Answers;
 use build::Builds;
 use build_cache::BuildCache;
 use deployments::Deployments;
+use identity::Identity;
 use invocation::Invocations;
 use kept::Kept;
 use link::calls::Calls;
-use link::{AnswerBody, Cut, Dialer, Link, Orders, Stops};
+use link::{AnswerBody, Cut, Dialer, Link, Orders, Stops, Way};
 use metrics::Metrics;
+use renewal::Renewal;
 use sandbox::Sandboxes;
 use server::Servers;
 use spool::{LinkSink, Ship, Spool, SpoolError, StoreSink};
@@ -45,10 +50,14 @@ mod build;
 mod build_cache;
 mod config;
 mod deployments;
+pub mod enrol;
+pub mod identity;
 mod invocation;
 mod kept;
 mod link;
 mod metrics;
+pub mod program;
+mod renewal;
 pub mod sandbox;
 mod server;
 mod spool;
@@ -95,6 +104,23 @@ pub enum StartError {
     /// The process has an agent already.
     #[error("the metrics cannot be registered: only one agent can run in a process")]
     Metrics(#[from] prometheus::Error),
+    /// The place in a fleet is of no use.
+    #[error(transparent)]
+    Identity(#[from] identity::IdentityError),
+    /// A gateway of another machine is named, and there is no certificate for it.
+    #[error("GATEWAY_URL is set, but this machine has not joined a fleet: run the line of `dartcloud node token` here")]
+    NotJoined,
+    /// Metrics and probes have no place.
+    #[error("cannot listen on {address} (OPS_ADDR): name a free one")]
+    Ops {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// The end could not be asked for.
+    #[error("signals cannot be watched")]
+    Signals(#[source] io::Error),
     /// Sandboxes cannot be had here.
     #[error(transparent)]
     Sandbox(#[from] sandbox::StartError),
@@ -115,11 +141,15 @@ pub async fn run(
     let Shared { place, bodies, archives } = shared;
     let data_dir = &place.data_dir;
     let _lock = lock(data_dir)?;
-    let node = node_id(data_dir)?;
+    let Station { node, way, identity } = station(&settings, data_dir, place.link_socket())?;
     let metrics = Metrics::new(&registry)?;
     let runtimes = Arc::new(Runtimes::load(place.runtimes_dir.as_deref())?);
-    let dialer = Dialer { socket: place.link_socket(), node };
+    let dialer = Dialer { way, node };
     let calls = Calls::new(dialer.clone());
+    let renewal = identity.map(|(identity, config)| {
+        let renewal = Renewal { identity, config, data_dir: data_dir.clone(), calls: Arc::clone(&calls) };
+        AbortOnDropHandle::new(tokio::spawn(renewal.run(stop.clone())))
+    });
     let sink: Arc<dyn Ship> = match store::record_sink(&store).await? {
         Some(store) => Arc::new(StoreSink(store)),
         None => Arc::new(LinkSink(Arc::clone(&calls))),
@@ -178,7 +208,30 @@ pub async fn run(
         metrics,
     };
     agent.serve(link, sink, stop).await;
+    drop(renewal);
     Ok(())
+}
+
+/// Who this machine is, and where its gateway is.
+struct Station {
+    node: NodeId,
+    way: Way,
+    /// Of a machine that joined a fleet, with what connections show of it.
+    identity: Option<(Identity, Arc<ArcSwap<ClientConfig>>)>,
+}
+
+fn station(settings: &Settings, data_dir: &Path, socket: PathBuf) -> Result<Station, StartError> {
+    let identity = if settings.is_local { None } else { Identity::load(data_dir)? };
+    let Some(identity) = identity else {
+        if settings.gateway_url.is_some() && !settings.is_local {
+            return Err(StartError::NotJoined);
+        }
+        return Ok(Station { node: node_id(data_dir)?, way: Way::Unix(socket), identity: None });
+    };
+    let config = Arc::new(ArcSwap::from_pointee(identity.tls()?));
+    let url = settings.gateway_url.clone().unwrap_or_else(|| identity.url.clone());
+    let way = Way::Tls { url, config: Arc::clone(&config) };
+    Ok(Station { node: identity.node, way, identity: Some((identity, config)) })
 }
 
 /// The parts, once they are made.
@@ -356,7 +409,9 @@ fn node_id(data_dir: &Path) -> Result<NodeId, StartError> {
     }
 }
 
-fn machine_name() -> String {
+/// What this machine is called.
+#[must_use]
+pub fn machine_name() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     if name.trim().is_empty() { "node".to_owned() } else { name.trim().to_owned() }
 }

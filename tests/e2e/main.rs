@@ -15,6 +15,7 @@ mod command_line;
 mod crash;
 mod deploys;
 mod examples;
+mod fleet;
 mod frost;
 mod idempotency;
 mod invocations;

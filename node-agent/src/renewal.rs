@@ -1,0 +1,71 @@
+//! Renews this node's certificate at two thirds of its life, over the link that is up. Connections that are open stay
+//! so; the next ones show the new certificate.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use common::error::Chain;
+use rustls::ClientConfig;
+use tokio_util::sync::CancellationToken;
+
+use crate::backoff::Backoff;
+use crate::identity::{FreshKey, Identity, IdentityError};
+use crate::link::calls::{CallError, Calls};
+
+/// The first and the longest wait after an attempt that failed.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10 * 60));
+
+/// A certificate that has to be renewed again and again.
+pub(crate) struct Renewal {
+    pub(crate) identity: Identity,
+    pub(crate) data_dir: PathBuf,
+    /// How connections show this node from now on.
+    pub(crate) config: Arc<ArcSwap<ClientConfig>>,
+    pub(crate) calls: Arc<Calls>,
+}
+
+/// The certificate is as old as before.
+#[derive(Debug, thiserror::Error)]
+enum RenewalError {
+    #[error("the gateway gave none")]
+    Call(#[from] CallError),
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+}
+
+impl Renewal {
+    /// Renews until `stop`.
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
+        let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(self.identity.until_renewal()) => {}
+                () = stop.cancelled() => return,
+            }
+            let renewed = tokio::select! { renewed = self.renew() => renewed, () = stop.cancelled() => return };
+            match renewed {
+                Ok(()) => {
+                    tracing::info!(node = %self.identity.node, "this node's certificate is renewed");
+                    backoff.reset();
+                }
+                Err(error) => {
+                    tracing::warn!(error = %Chain(&error), "this node's certificate is not renewed yet: trying again");
+                    tokio::select! { () = backoff.wait() => {}, () = stop.cancelled() => return }
+                }
+            }
+        }
+    }
+
+    async fn renew(&mut self) -> Result<(), RenewalError> {
+        let key = FreshKey::make()?;
+        let credential = self.calls.renew_certificate(key.request()?).await?;
+        let identity = self.identity.renewed(&key, credential);
+        let config = identity.tls()?;
+        identity.keep(&self.data_dir)?;
+        self.config.store(Arc::new(config));
+        self.identity = identity;
+        Ok(())
+    }
+}
