@@ -127,6 +127,7 @@ mod tests {
         check("node join https://gateway.example:9443 dcjoin_x", Err("whole join token"));
         check("node join gateway.example:9443 dcjoin_x", Err("https://host:port"));
         check("node drain one", Ok(()));
+        check("node doctor", Ok(()));
         check("delete hello/../x", Err("lower-case letters"));
         check("list --url ftp://x", Err("http://"));
     }

@@ -258,6 +258,8 @@ pub mod calls {
     pub const DEPLOYMENTS: &str = "/deployments/";
     /// `POST`: a JSON array of [`Record`](crate::invocation::Record)s; 204 when the store has them all.
     pub const RECORDS: &str = "/records";
+    /// `GET`: the gateway's time, RFC 3339.
+    pub const CLOCK: &str = "/clock";
     /// `POST`: a [`Renewal`](super::Renewal), answered by a [`Credential`](super::Credential).
     pub const CERTIFICATE: &str = "/certificate";
 

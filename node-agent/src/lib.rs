@@ -50,6 +50,7 @@ mod build;
 mod build_cache;
 mod config;
 mod deployments;
+pub mod doctor;
 pub mod enrol;
 pub mod identity;
 mod invocation;

@@ -178,6 +178,19 @@ async fn from_a_token_to_the_first_call_and_out_again() -> Result<()> {
     ensure!(answer["success"] == true, "{answer}");
     ensure!(fleet.node(&["list"])?.lines().count() == 3, "not both are listed");
 
+    let examined = |docker: &str| -> Result<(Option<i32>, String)> {
+        let mut command = Command::new(program("dartcloud"));
+        command.args(["node", "doctor"]);
+        one.prepare(&mut command, "one");
+        let output = command.env("DOCKER_HOST", docker).output()?;
+        Ok((output.status.code(), String::from_utf8(output.stdout)?))
+    };
+    let (code, said) = examined("unix:///var/run/docker.sock")?;
+    let agrees = said.lines().any(|line| line.starts_with("ok    clock    agrees with that of https://127.0.0.1:"));
+    ensure!(code == Some(0) && said.contains("ok    engine   Docker Engine") && agrees, "{code:?}: {said}");
+    let (code, said) = examined("unix:///nowhere/docker.sock")?;
+    ensure!(code == Some(1) && said.contains("fail  engine   no Docker Engine"), "{code:?}: {said}");
+
     // The agent finds who it is, by either program; a token is not needed and not used.
     one.run("one", "dartcloud-node-agent")?;
     fleet.until_state("one", "linked").await.with_context(|| one.log())?;

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use crate::api::{self, Client, Server};
 use crate::{failure, output, progress};
 
+mod doctor;
 mod drain;
 pub(crate) mod join;
 
@@ -23,6 +24,8 @@ enum Command {
     Token(TokenArgs),
     /// Make this machine a node of a fleet, and run its agent until Ctrl-C.
     Join(Box<join::Args>),
+    /// Look whether this machine can run functions: each finding with what it means and the fix.
+    Doctor(Box<doctor::Args>),
     /// Show the nodes.
     List(ListArgs),
     /// Give a node no more calls, but for what is warm there and nowhere else.
@@ -66,6 +69,7 @@ struct NodeArgs {
 pub(crate) fn run(args: Args, wait: impl Fn(WaitFor) -> anyhow::Result<()>) -> anyhow::Result<()> {
     match args.command {
         Command::Join(args) => join::run(*args),
+        Command::Doctor(args) => wait(Box::pin(doctor::run(*args))),
         Command::Token(args) => wait(Box::pin(token(args))),
         Command::List(args) => wait(Box::pin(list(args))),
         Command::Cordon(args) => wait(Box::pin(order(args, "cordon"))),

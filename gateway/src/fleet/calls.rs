@@ -163,6 +163,9 @@ impl Calls {
         if request.method() == Method::POST && path == calls::RECORDS {
             return self.take_records(request.into_body()).await;
         }
+        if request.method() == Method::GET && path == calls::CLOCK {
+            return Ok(text(StatusCode::OK, chrono::Utc::now().to_rfc3339()));
+        }
         if request.method() == Method::POST && path == calls::CERTIFICATE {
             return self.renew(request.into_body(), asker).await;
         }

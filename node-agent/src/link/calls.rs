@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use chrono::{DateTime, Utc};
 use common::digest::{Digest, Hasher};
 use common::function::DeploymentSpec;
 use common::ids::DeploymentId;
@@ -162,6 +163,21 @@ impl Calls {
         let path = calls::build(digest);
         let fetched = within(TRANSFER_DEADLINE, self.fetch(&path, Some(of), into, max_bytes)).await?;
         Ok(fetched.is_some())
+    }
+
+    /// What the gateway's clock says.
+    pub(crate) async fn clock(&self) -> Result<DateTime<Utc>, CallError> {
+        within(CALL_DEADLINE, async {
+            let answer = self.send(&|| Ok(request(Method::GET, calls::CLOCK, empty()))).await?;
+            let Some(answer) = found(answer).await? else {
+                return Err(CallError::Refused { status: 404, reason: "this gateway is older".into() });
+            };
+            let bytes = Limited::new(answer.into_body(), MAX_ANSWER_BYTES).collect().await;
+            let bytes = bytes.map_err(|error| CallError::Answer(error.to_string()))?.to_bytes();
+            let time = DateTime::parse_from_rfc3339(&String::from_utf8_lossy(&bytes));
+            time.map(Into::into).map_err(|error| CallError::Answer(error.to_string()))
+        })
+        .await
     }
 
     /// A certificate for the key of a signing request.
