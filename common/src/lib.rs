@@ -14,6 +14,7 @@ pub mod ids;
 pub mod interrupt;
 pub mod invocation;
 pub mod join_token;
+pub mod labels;
 pub mod manifest;
 pub mod names;
 pub mod node_url;

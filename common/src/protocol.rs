@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::function::DeploymentSpec;
 use crate::ids::{DeploymentId, NodeId};
+use crate::labels::Labels;
 
 /// The protocol's version. A gateway takes this one and the one before.
 pub const VERSION: u32 = 1;
@@ -113,6 +114,9 @@ pub enum AgentMessage {
         max_connections: u32,
         /// The deployments that it has sandboxes of: those that nobody wants are answered by `Retire`.
         deployments: Vec<DeploymentId>,
+        /// What the operator says of the node. An older agent does not say.
+        #[serde(default)]
+        labels: Labels,
     },
     /// Every [`HEARTBEAT_MS`].
     Heartbeat(NodeState),

@@ -21,6 +21,7 @@ CREATE INDEX join_tokens_expires_at ON join_tokens (expires_at);
 CREATE TABLE nodes (
   id UUID PRIMARY KEY,
   name TEXT NOT NULL,
+  labels TEXT NOT NULL DEFAULT '',              -- a=b,c=d; as the agent said last
   duty VARCHAR(20) NOT NULL CHECK (duty IN ('active', 'cordoned', 'draining', 'removed')),
   certificate_serial TEXT,                      -- hex; none of a node on the gateway's own machine
   certificate_expires_at TIMESTAMP,

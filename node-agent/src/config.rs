@@ -1,5 +1,6 @@
 //! The agent's settings.
 
+use common::labels::Labels;
 use common::node_url::NodeUrl;
 
 use crate::answers::AnswersArgs;
@@ -17,6 +18,9 @@ pub struct Settings {
     /// What this node is called in lists; default: the machine's name.
     #[arg(long, env = "NODE_NAME")]
     pub node_name: Option<String>,
+    /// What this node has or is, for lists and placement: `zone=a,disk=ssd`.
+    #[arg(long, env = "NODE_LABELS", default_value = "")]
+    pub node_labels: Labels,
     /// The gateway's node port, such as `https://gateway.example.com:9443`. Default: the one by which this machine
     /// joined; where it joined none, the gateway is on this machine.
     #[arg(long, env = "GATEWAY_URL")]

@@ -203,6 +203,7 @@ pub async fn run(
     let link = Link {
         dialer,
         name: settings.node_name.unwrap_or_else(machine_name),
+        labels: settings.node_labels,
         args: settings.link,
         orders: Arc::clone(&agent) as Arc<dyn Orders>,
         readiness,

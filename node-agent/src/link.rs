@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use common::error::Chain;
 use common::ids::DeploymentId;
+use common::labels::Labels;
 use common::ops::Readiness;
 use common::protocol::{NodeState, Warm};
 use http::{Request, Response};
@@ -76,6 +77,8 @@ pub(crate) struct Link {
     pub(crate) dialer: Dialer,
     /// The machine's name, for people.
     pub(crate) name: String,
+    /// What the operator says of it.
+    pub(crate) labels: Labels,
     /// How many connections.
     pub(crate) args: LinkArgs,
     /// Who does what the gateway asks.

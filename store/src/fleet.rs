@@ -2,6 +2,7 @@
 
 use chrono::{DateTime, NaiveDateTime, Utc};
 use common::ids::NodeId;
+use common::labels::Labels;
 use uuid::Uuid;
 
 use crate::Error;
@@ -22,6 +23,8 @@ pub struct Node {
     pub id: NodeId,
     /// The machine's name, for people.
     pub name: String,
+    /// What its agent said of it last.
+    pub labels: Labels,
     /// What the operator lets it do.
     pub duty: Duty,
     /// The certificate that it got last; `None` on the gateway's own machine.
@@ -99,6 +102,7 @@ pub enum Joining {
 pub(crate) struct NodeRow {
     id: Uuid,
     name: String,
+    labels: String,
     duty: String,
     certificate_serial: Option<String>,
     certificate_expires_at: Option<NaiveDateTime>,
@@ -107,7 +111,7 @@ pub(crate) struct NodeRow {
 
 /// Every [`NodeRow`].
 pub(crate) const NODES: &str =
-    "SELECT id, name, duty, certificate_serial, certificate_expires_at, last_seen_at FROM nodes ORDER BY id";
+    "SELECT id, name, labels, duty, certificate_serial, certificate_expires_at, last_seen_at FROM nodes ORDER BY id";
 
 impl TryFrom<NodeRow> for Node {
     type Error = Error;
@@ -118,6 +122,7 @@ impl TryFrom<NodeRow> for Node {
         Ok(Self {
             id: row.id.into(),
             name: row.name,
+            labels: row.labels.parse().map_err(|_| Error::Damaged("label"))?,
             duty: Duty::of_word(&row.duty).ok_or(Error::Damaged("duty"))?,
             certificate: certificate.map(|(serial, expires_at)| CertificateFacts { serial, expires_at }),
             last_seen_at: row.last_seen_at.as_ref().map(NaiveDateTime::and_utc),

@@ -9,6 +9,7 @@ use common::digest::Digest;
 use common::function::{Access, Contract, DeploymentSpec, Limits, Status};
 use common::ids::{DeploymentId, FunctionId, InvocationId, NodeId, UserId};
 use common::invocation::Record;
+use common::labels::Labels;
 use common::names::{FunctionName, Handle, RuntimeName};
 
 pub mod artifacts;
@@ -317,9 +318,9 @@ pub trait Store: RecordSink {
     async fn renew_node(&self, id: NodeId, certificate: CertificateFacts) -> Result<(), Error>;
     /// Every node, those that were removed as well, by id.
     async fn nodes(&self) -> Result<Vec<Node>, Error>;
-    /// Notes that a node is linked and what it is called. One of the gateway's own machine is added if it is new, and
+    /// Notes that a node is linked and what its agent says of it. One of the gateway's own machine is added if it is new, and
     /// is back if it was removed.
-    async fn node_linked(&self, id: NodeId, name: &str) -> Result<(), Error>;
+    async fn node_linked(&self, id: NodeId, name: &str, labels: &Labels) -> Result<(), Error>;
     /// Notes that these nodes are still linked.
     async fn nodes_seen(&self, ids: &[NodeId]) -> Result<(), Error>;
     /// Changes what a node may do. [`Error::NotFound`] when there is none, or it was removed.

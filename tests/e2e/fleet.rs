@@ -93,6 +93,7 @@ impl Machine {
             .env("DATA_DIR", self.data_dir.path())
             .env("OPS_ADDR", format!("127.0.0.1:{}", self.ops))
             .env("NODE_NAME", name)
+            .env("NODE_LABELS", "zone=a")
             .env("RUST_LOG", "info")
             .env("SANDBOX_MEMORY_MB", "2048")
             .env("SANDBOX_BLANKS", "0");
@@ -167,6 +168,7 @@ async fn from_a_token_to_the_first_call_and_out_again() -> Result<()> {
     let answer = fleet.operator.invoke("hello", json!({"name": "Ada"})).await?.expect(200)?;
     ensure!(answer["result"]["message"] == "Hello, Ada!", "{answer}");
     println!("from `node join` linked after {linked:?}, with a deploy the first call after {:?}", begun.elapsed());
+    ensure!(fleet.nodes().await?[0]["labels"] == json!({"zone": "a"}), "no labels");
     ensure!(mode(&one.identity())? == 0o600, "others can read the key");
 
     // A second machine; then the first is stopped, and the function is at home on the other.

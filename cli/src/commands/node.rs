@@ -1,6 +1,7 @@
 //! `dartcloud node`: the machines of the fleet. `token` and `join` add one, the others operate it.
 
 use anyhow::Context as _;
+use common::labels::Labels;
 use reqwest::Method;
 use serde::Deserialize;
 
@@ -102,6 +103,9 @@ async fn token(args: TokenArgs) -> anyhow::Result<()> {
 struct Node {
     id: String,
     name: String,
+    /// An older server does not say.
+    #[serde(default)]
+    labels: Labels,
     state: String,
     protocol: Option<u32>,
     busy: Option<u32>,
@@ -133,7 +137,8 @@ async fn list(args: ListArgs) -> anyhow::Result<()> {
         output::note("No nodes yet: `dartcloud node token` prints the line that adds one.");
         return Ok(());
     }
-    let head = ["NODE", "NAME", "STATE", "PROTOCOL", "BUSY", "WARM", "MEMORY", "LAST SEEN", "CERTIFICATE UNTIL"];
+    let head =
+        ["NODE", "NAME", "LABELS", "STATE", "PROTOCOL", "BUSY", "WARM", "MEMORY", "LAST SEEN", "CERTIFICATE UNTIL"];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
     rows.extend(nodes.into_iter().map(row));
     Ok(output::table(&rows)?)
@@ -150,7 +155,9 @@ fn row(node: Node) -> Vec<String> {
         node.certificate_expires_at,
     ];
     let known = known.map(|cell| cell.unwrap_or_else(|| "-".into()));
-    [vec![node.id, node.name, node.state], known.to_vec()].concat()
+    let labels = node.labels.to_string();
+    let labels = if labels.is_empty() { "-".to_owned() } else { labels };
+    [vec![node.id, node.name, labels, node.state], known.to_vec()].concat()
 }
 
 /// The node that `wanted` names, among all.
@@ -204,6 +211,6 @@ mod tests {
 
     #[test]
     fn a_lost_node_has_dashes() {
-        assert_eq!(row(node("1", "one")), ["1", "one", "lost", "-", "-", "-", "-", "-", "-"]);
+        assert_eq!(row(node("1", "one")), ["1", "one", "-", "lost", "-", "-", "-", "-", "-", "-"]);
     }
 }

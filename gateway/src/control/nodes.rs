@@ -7,6 +7,7 @@ use axum::Json;
 use axum::extract::State as Extract;
 use common::error::Code;
 use common::ids::NodeId;
+use common::labels::Labels;
 use http::StatusCode;
 use serde::Serialize;
 use store::fleet::{Duty, Node};
@@ -63,6 +64,7 @@ fn host_of(origin: &str) -> &str {
 struct View {
     id: NodeId,
     name: String,
+    labels: Labels,
     /// `linked`, `cordoned`, `draining`, `lost`.
     state: &'static str,
     /// Whether it is on the gateway's own machine.
@@ -100,6 +102,7 @@ fn view(state: &State, linked: Option<&Linked>, node: Node) -> View {
     View {
         id: node.id,
         name: node.name,
+        labels: node.labels,
         state: match (linked, node.duty) {
             (None, _) => "lost",
             (Some(_), Duty::Active) => "linked",

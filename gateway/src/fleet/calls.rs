@@ -161,7 +161,7 @@ impl Calls {
         asker: &Asker,
     ) -> Result<Response<AnswerBody>, CallError> {
         if request.method() == Method::POST && path == calls::RECORDS {
-            return self.take_records(request.into_body()).await;
+            return self.take_records(request.into_body(), asker).await;
         }
         if request.method() == Method::GET && path == calls::CLOCK {
             return Ok(text(StatusCode::OK, chrono::Utc::now().to_rfc3339()));
@@ -222,11 +222,15 @@ impl Calls {
         Ok(Response::new(full(json.into())))
     }
 
-    async fn take_records(&self, body: Incoming) -> Result<Response<AnswerBody>, CallError> {
+    async fn take_records(&self, body: Incoming, asker: &Asker) -> Result<Response<AnswerBody>, CallError> {
         let body = timeout(CHUNK_DEADLINE, Limited::new(body, MAX_RECORDS_BYTES).collect()).await;
         let bytes = body.map_err(|_| CallError::Slow)?.map_err(|error| CallError::Invalid(error.to_string()))?;
-        let records: Vec<Record> =
+        let mut records: Vec<Record> =
             serde_json::from_slice(&bytes.to_bytes()).map_err(|error| CallError::Invalid(error.to_string()))?;
+        if !asker.is_local {
+            // Of the node, too, the certificate has the last word.
+            records.iter_mut().for_each(|record| record.node = asker.node);
+        }
         self.store.insert_records(&records).await?;
         let mut answer = Response::new(full(Bytes::new()));
         *answer.status_mut() = StatusCode::NO_CONTENT;

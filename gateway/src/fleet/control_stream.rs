@@ -110,7 +110,7 @@ async fn register(
         first = hear(frames, Instant::now() + SILENCE) => first?,
         () = stop.cancelled() => return Err(End::Stopping),
     };
-    let AgentMessage::Register { name, max_connections, deployments } = first else {
+    let AgentMessage::Register { name, max_connections, deployments, labels } = first else {
         return Err(End::NotRegistered);
     };
     link.max_connections.store(max_connections, Ordering::Relaxed);
@@ -122,7 +122,7 @@ async fn register(
     tracing::info!(node = %link.node, name, max_connections, "node linked");
     let (noting, store, node) = (fleet.clone(), calls.store.clone(), link.node);
     // The database is on nobody's way here.
-    fleet.0.stocks.tasks().spawn(async move { roster::note_linked(&noting, &*store, node, &name).await });
+    fleet.0.stocks.tasks().spawn(async move { roster::note_linked(&noting, &*store, node, &name, &labels).await });
     Ok(fleet.register(link, this, protocol))
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use common::error::Chain;
 use common::ids::NodeId;
+use common::labels::Labels;
 use store::Store;
 use store::fleet::Duty;
 use tokio::time::{Instant, timeout};
@@ -56,9 +57,9 @@ pub(super) async fn admit(fleet: &Fleet, store: &dyn Store, node: NodeId) -> Res
 }
 
 /// Notes that a node is linked.
-pub(super) async fn note_linked(fleet: &Fleet, store: &dyn Store, node: NodeId, name: &str) {
+pub(super) async fn note_linked(fleet: &Fleet, store: &dyn Store, node: NodeId, name: &str, labels: &Labels) {
     let noted = async {
-        store.node_linked(node, name).await?;
+        store.node_linked(node, name, labels).await?;
         reload(fleet, store).await
     };
     if let Err(error) = noted.await {

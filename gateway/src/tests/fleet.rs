@@ -9,6 +9,7 @@ use common::base64;
 use common::digest::Digest;
 use common::ids::{DeploymentId, NodeId};
 use common::join_token::JoinToken;
+use common::labels::Labels;
 use common::protocol::{
     AgentMessage, Credential, DEPLOYMENT, GATEWAY_NAME, GatewayMessage, Hello, JoinAnswer, JoinRequest, Kind, Renewal,
     VERSION,
@@ -122,7 +123,12 @@ impl Door {
     /// A control stream that says `hello` and registers, and what it hears first.
     async fn control(&self, member: Option<&Member>, hello: &Hello) -> (Control, GatewayMessage) {
         let mut control = Framed::new(self.dial(member, hello).await, LengthDelimitedCodec::new());
-        let register = AgentMessage::Register { name: "a machine".into(), max_connections: 8, deployments: vec![] };
+        let register = AgentMessage::Register {
+            name: "a machine".into(),
+            max_connections: 8,
+            deployments: vec![],
+            labels: Labels::default(),
+        };
         control.send(Bytes::from(serde_json::to_vec(&register).unwrap())).await.unwrap();
         let first = serde_json::from_slice(&heard(&mut control).await).unwrap();
         (control, first)

@@ -80,6 +80,7 @@ async fn join(link: &Link) -> Result<Frames, ControlError> {
         name: link.name.clone(),
         max_connections: link.args.link_max_connections,
         deployments: link.orders.state().warm,
+        labels: link.labels.clone(),
     };
     say(&mut frames, &register).await?;
     let first = timeout(ANSWER_DEADLINE, frames.next()).await.map_err(|_| ControlError::Deadline)?;

@@ -156,6 +156,7 @@ fn start(gateway: &Gateway) -> Agent {
     let (stops, readiness) = (Stops::default(), Readiness::default());
     let link = Link {
         dialer: gateway.dialer(),
+        labels: Labels::default(),
         name: "test".into(),
         args: LinkArgs { link_max_connections: 8, link_idle_connections: 2 },
         orders: Arc::clone(&orders) as Arc<dyn Orders>,

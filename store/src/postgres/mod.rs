@@ -9,6 +9,7 @@ use chrono::{DateTime, Utc};
 use common::digest::Digest;
 use common::ids::{DeploymentId, FunctionId, InvocationId, NodeId, UserId};
 use common::invocation::Record;
+use common::labels::Labels;
 use sqlx::PgPool;
 use sqlx::postgres::PgConnectOptions;
 
@@ -197,8 +198,8 @@ impl Store for Postgres {
         within(DEADLINE, fleet::nodes(&self.main)).await
     }
 
-    async fn node_linked(&self, id: NodeId, name: &str) -> Result<(), Error> {
-        within(DEADLINE, fleet::linked(&self.main, id, name)).await
+    async fn node_linked(&self, id: NodeId, name: &str, labels: &Labels) -> Result<(), Error> {
+        within(DEADLINE, fleet::linked(&self.main, id, name, labels)).await
     }
 
     async fn nodes_seen(&self, ids: &[NodeId]) -> Result<(), Error> {

@@ -3,6 +3,7 @@
 use chrono::{DateTime, NaiveDateTime, Utc};
 use common::digest::Digest;
 use common::ids::{NodeId, UserId};
+use common::labels::Labels;
 use sqlx::SqlitePool;
 
 use super::begin;
@@ -93,12 +94,12 @@ pub(super) async fn nodes(pool: &SqlitePool) -> Result<Vec<Node>, Error> {
     all::<NodeRow, _>(sqlx::query_as(NODES).fetch_all(pool).await?)
 }
 
-pub(super) async fn linked(writer: &SqlitePool, id: NodeId, name: &str) -> Result<(), Error> {
+pub(super) async fn linked(writer: &SqlitePool, id: NodeId, name: &str, labels: &Labels) -> Result<(), Error> {
     // What joined was inserted then; what has no certificate is on the gateway's own machine.
-    let upsert = "INSERT INTO nodes (id, name, duty, last_seen_at) VALUES ($1, $2, 'active', strftime('%Y-%m-%d %H:%M:%f', 'now'))
-         ON CONFLICT (id) DO UPDATE SET name = excluded.name, last_seen_at = excluded.last_seen_at,
+    let upsert = "INSERT INTO nodes (id, name, labels, duty, last_seen_at) VALUES ($1, $2, $3, 'active', strftime('%Y-%m-%d %H:%M:%f', 'now'))
+         ON CONFLICT (id) DO UPDATE SET name = excluded.name, labels = excluded.labels, last_seen_at = excluded.last_seen_at,
            duty = CASE WHEN nodes.duty = 'removed' AND nodes.certificate_serial IS NULL THEN 'active' ELSE nodes.duty END";
-    Ok(sqlx::query(upsert).bind(id.uuid()).bind(name).execute(writer).await.map(drop)?)
+    Ok(sqlx::query(upsert).bind(id.uuid()).bind(name).bind(labels.to_string()).execute(writer).await.map(drop)?)
 }
 
 pub(super) async fn seen(writer: &SqlitePool, ids: &[NodeId]) -> Result<(), Error> {

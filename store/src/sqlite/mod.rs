@@ -9,6 +9,7 @@ use chrono::{DateTime, Utc};
 use common::digest::Digest;
 use common::ids::{DeploymentId, FunctionId, InvocationId, NodeId, UserId};
 use common::invocation::Record;
+use common::labels::Labels;
 use sqlx::migrate::Migrator;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{ConnectOptions as _, Connection as _, SqlitePool, SqliteTransaction};
@@ -210,8 +211,8 @@ impl Store for Sqlite {
         fleet::nodes(&self.readers).await
     }
 
-    async fn node_linked(&self, id: NodeId, name: &str) -> Result<(), Error> {
-        fleet::linked(&self.writer, id, name).await
+    async fn node_linked(&self, id: NodeId, name: &str, labels: &Labels) -> Result<(), Error> {
+        fleet::linked(&self.writer, id, name, labels).await
     }
 
     async fn nodes_seen(&self, ids: &[NodeId]) -> Result<(), Error> {

@@ -3,6 +3,7 @@
 use chrono::{SubsecRound as _, TimeDelta, Utc};
 use common::digest::Digest;
 use common::ids::NodeId;
+use common::labels::Labels;
 
 use super::bench::Bench;
 use super::on_both;
@@ -83,10 +84,11 @@ async fn duties_and_removal(bench: &Bench) {
         bench.store.set_duty(id, duty).await.unwrap();
         assert_eq!(node(bench, id).await.unwrap().duty, duty);
     }
-    bench.store.node_linked(id, "renamed").await.unwrap();
+    let labels: Labels = "zone=a,disk=ssd".parse().unwrap();
+    bench.store.node_linked(id, "renamed", &labels).await.unwrap();
     bench.store.nodes_seen(&[id, NodeId::new()]).await.unwrap();
     let kept = node(bench, id).await.unwrap();
-    assert!(kept.name == "renamed" && kept.last_seen_at.is_some(), "{kept:?}");
+    assert!(kept.name == "renamed" && kept.labels == labels && kept.last_seen_at.is_some(), "{kept:?}");
 
     let renewed = certificate("02cd", 60);
     bench.store.renew_node(id, renewed.clone()).await.unwrap();
@@ -94,7 +96,7 @@ async fn duties_and_removal(bench: &Bench) {
     bench.store.set_duty(id, Duty::Removed).await.unwrap();
     assert!(matches!(bench.store.set_duty(id, Duty::Active).await, Err(Error::NotFound)));
     assert!(matches!(bench.store.renew_node(id, renewed).await, Err(Error::NotFound)));
-    bench.store.node_linked(id, "back").await.unwrap();
+    bench.store.node_linked(id, "back", &Labels::default()).await.unwrap();
     assert_eq!(node(bench, id).await.unwrap().duty, Duty::Removed);
     // As long as its certificate is valid, it is known that it was removed.
     assert_eq!(bench.store.purge_fleet().await.unwrap(), 0);
@@ -103,10 +105,10 @@ async fn duties_and_removal(bench: &Bench) {
 
 async fn a_node_of_this_machine_comes_back(bench: &Bench) {
     let id = NodeId::new();
-    bench.store.node_linked(id, "here").await.unwrap();
+    bench.store.node_linked(id, "here", &Labels::default()).await.unwrap();
     assert_eq!(node(bench, id).await.unwrap().certificate, None);
     bench.store.set_duty(id, Duty::Removed).await.unwrap();
-    bench.store.node_linked(id, "here").await.unwrap();
+    bench.store.node_linked(id, "here", &Labels::default()).await.unwrap();
     assert_eq!(node(bench, id).await.unwrap().duty, Duty::Active);
     bench.store.set_duty(id, Duty::Removed).await.unwrap();
     assert_eq!(bench.store.purge_fleet().await.unwrap(), 1);
