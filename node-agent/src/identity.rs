@@ -151,6 +151,11 @@ impl Identity {
         self.age(Utc::now()) >= Duration::from_secs(self.lifetime_seconds.into())
     }
 
+    /// When the certificate ends, by this machine's clock.
+    pub(crate) fn expires_at(&self) -> DateTime<Utc> {
+        self.received_at + Duration::from_secs(self.lifetime_seconds.into())
+    }
+
     /// How long until the certificate is to be renewed.
     pub(crate) fn until_renewal(&self) -> Duration {
         until_renewal(self.age(Utc::now()), self.lifetime_seconds)

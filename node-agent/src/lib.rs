@@ -148,7 +148,13 @@ pub async fn run(
     let dialer = Dialer { way, node };
     let calls = Calls::new(dialer.clone());
     let renewal = identity.map(|(identity, config)| {
-        let renewal = Renewal { identity, config, data_dir: data_dir.clone(), calls: Arc::clone(&calls) };
+        let renewal = Renewal {
+            identity,
+            config,
+            data_dir: data_dir.clone(),
+            calls: Arc::clone(&calls),
+            metrics: Arc::clone(&metrics),
+        };
         AbortOnDropHandle::new(tokio::spawn(renewal.run(stop.clone())))
     });
     let sink: Arc<dyn Ship> = match store::record_sink(&store).await? {

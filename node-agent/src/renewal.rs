@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::backoff::Backoff;
 use crate::identity::{FreshKey, Identity, IdentityError};
 use crate::link::calls::{CallError, Calls};
+use crate::metrics::Metrics;
 
 /// The first and the longest wait after an attempt that failed.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10 * 60));
@@ -24,6 +25,7 @@ pub(crate) struct Renewal {
     /// How connections show this node from now on.
     pub(crate) config: Arc<ArcSwap<ClientConfig>>,
     pub(crate) calls: Arc<Calls>,
+    pub(crate) metrics: Arc<Metrics>,
 }
 
 /// The certificate is as old as before.
@@ -40,6 +42,7 @@ impl Renewal {
     pub(crate) async fn run(mut self, stop: CancellationToken) {
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         loop {
+            self.metrics.certificate_expires.set(self.identity.expires_at().timestamp());
             tokio::select! {
                 () = tokio::time::sleep(self.identity.until_renewal()) => {}
                 () = stop.cancelled() => return,

@@ -288,6 +288,10 @@ async fn a_certificate_is_renewed_without_a_failed_call() -> Result<()> {
         }
         ensure!(begun.elapsed() < PATIENCE, "{renewals} renewals:\n{}", machine.log());
     }
+    let metrics = reqwest::get(format!("http://127.0.0.1:{}/metrics", machine.ops)).await?.text().await?;
+    let ends =
+        metrics.lines().find_map(|line| line.strip_prefix("dartcloud_agent_certificate_expires_timestamp_seconds "));
+    ensure!(ends.is_some_and(|ends| ends.parse().is_ok_and(|seconds: u64| seconds > 1_700_000_000)), "{ends:?}");
     ensure!(!machine.log().contains("no gateway"), "the link broke:\n{}", machine.log());
     // What is dialled from now on shows the new certificate; the old ones have ended.
     let mut machine = machine;

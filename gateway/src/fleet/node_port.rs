@@ -107,7 +107,7 @@ impl NodePort {
                         reception.receive(stream, dialler, stop).await;
                     }
                     Ok((stream, dialler)) => reception.receive(stream, dialler, stop).await,
-                    Err(turned) => turned.log(),
+                    Err(turned) => reception.turn_away(&turned),
                 }
             });
         }

@@ -75,14 +75,6 @@ pub(super) enum Turned {
 }
 
 impl Turned {
-    pub(super) fn log(&self) {
-        match self {
-            // Somebody looked whether we are there.
-            Self::Broken(error) => tracing::debug!(%error, "a link connection broke off"),
-            error => tracing::warn!(error = %Chain(error), "a link connection was turned away"),
-        }
-    }
-
     /// What the agent is told, if it is for its operator to mend.
     fn sentence(&self) -> Option<String> {
         match self {
@@ -109,7 +101,19 @@ impl Reception {
             return tracing::warn!("too many link connections: one is closed");
         };
         if let Err(turned) = self.welcome(stream, dialler, stop).await {
-            turned.log();
+            self.turn_away(&turned);
+        }
+    }
+
+    /// Counts and logs a connection that is not served.
+    pub(super) fn turn_away(&self, turned: &Turned) {
+        match turned {
+            // Somebody looked whether we are there.
+            Turned::Broken(error) => tracing::debug!(%error, "a link connection broke off"),
+            error => {
+                self.fleet.0.metrics.links_refused.inc();
+                tracing::warn!(error = %Chain(error), "a link connection was turned away");
+            }
         }
     }
 

@@ -233,6 +233,7 @@ async fn a_node_is_who_its_certificate_says() {
     door.turned_away(None, &one.hello(Kind::Control), "let its machine join first").await;
     closed(&mut door.dial(Some(&one), &other.hello(Kind::Work)).await).await;
     closed(&mut door.dial(None, &one.hello(Kind::Calls)).await).await;
+    door.house.until_metric("dartcloud_gateway_links_refused_total 4").await;
     door.house.stopped().await;
 }
 
