@@ -2,6 +2,7 @@
 
 use anyhow::Context as _;
 use common::labels::Labels;
+use common::node_url::NodeUrl;
 use reqwest::Method;
 use serde::Deserialize;
 
@@ -87,14 +88,23 @@ async fn token(args: TokenArgs) -> anyhow::Result<()> {
     #[derive(Deserialize)]
     struct Invited {
         command: String,
+        url: NodeUrl,
     }
     let mut client = Client::new(args.server)?;
     let answer = client.call(Method::POST, "api/nodes/tokens").await?;
     if args.json {
         return Ok(output::line(answer)?);
     }
-    let Invited { command } = api::parse(&answer)?;
+    let Invited { command, url } = api::parse(&answer)?;
+    if is_here(url.host()) {
+        output::note("This line works on the gateway's own machine only: set NODE_URL to how other machines reach it.");
+    }
     Ok(output::line(command)?)
+}
+
+/// Whether a host is the machine itself for whoever names it.
+fn is_here(host: &str) -> bool {
+    host == "localhost" || host.parse().is_ok_and(|address: std::net::IpAddr| address.is_loopback())
 }
 
 /// A node of the list. What is not known of one that is lost is `None`.
@@ -207,6 +217,16 @@ mod tests {
         check("3", Ok("3"));
         check("two", Err("several"));
         check("four", Err("no node four"));
+    }
+
+    #[test]
+    fn hosts_that_are_here() {
+        let check = |host, expected| assert_eq!(is_here(host), expected, "{host}");
+        check("localhost", true);
+        check("127.0.0.1", true);
+        check("::1", true);
+        check("192.0.2.7", false);
+        check("gateway.example", false);
     }
 
     #[test]

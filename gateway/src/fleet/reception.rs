@@ -23,7 +23,7 @@ use super::{Fleet, control_stream, enrolment, roster};
 const HELLO_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Most link connections that are open or opening, work connections aside.
-const MAX_CONNECTIONS: usize = 1024;
+const MAX_CONNECTIONS: usize = 8192;
 
 /// Who dialled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
