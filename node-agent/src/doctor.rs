@@ -7,11 +7,12 @@ use chrono::{TimeDelta, Utc};
 use common::error::Chain;
 use common::settings::Place;
 
+use crate::Settings;
 use crate::identity::Identity;
+use crate::link::Way;
 use crate::link::calls::Calls;
-use crate::link::{Dialer, Way};
 use crate::sandbox::{EngineFacts, examine_engine, has_runner};
-use crate::{Settings, station};
+use crate::station::station;
 
 mod judge;
 
@@ -109,9 +110,9 @@ async fn gateway(settings: &Settings, place: &Place) -> Option<Gateway> {
         Ok(station) => station,
         Err(error) => return Some(Gateway { place: "?".into(), clock_ahead: Err(Chain(&error).to_string()) }),
     };
-    let Way::Tls { .. } = &station.way else { return None };
-    let place = station.way.to_string();
-    let calls = Calls::new(Dialer { way: station.way, node: station.node });
+    let Way::Tls { .. } = &station.dialer.way else { return None };
+    let place = station.dialer.way.to_string();
+    let calls = Calls::new(station.dialer);
     let asked = Utc::now();
     let told = calls.clock().await;
     // Half the way there and half the way back.

@@ -8,11 +8,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
 use common::function::DeploymentSpec;
-use common::ids::{DeploymentId, InvocationId, NodeId};
+use common::ids::{DeploymentId, InvocationId};
 use common::ops::Readiness;
 use common::protocol::{INVOCATION, NodeState, ORDER, ORDER_BUILD, ORDER_INVOKE, Warm};
 use common::runtime::{InvalidRuntime, Runtimes};
@@ -23,7 +22,6 @@ use http_body::Frame;
 use http_body_util::{BodyExt as _, Limited, StreamBody};
 use hyper::body::Incoming;
 use prometheus::Registry;
-use rustls::ClientConfig;
 use store::StoreArgs;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -33,11 +31,10 @@ use answers::Answers;
 use build::Builds;
 use build_cache::BuildCache;
 use deployments::Deployments;
-use identity::Identity;
 use invocation::Invocations;
 use kept::Kept;
 use link::calls::Calls;
-use link::{AnswerBody, Cut, Dialer, Link, Orders, Stops, Way};
+use link::{AnswerBody, Cut, Link, Orders, Stops};
 use metrics::Metrics;
 use renewal::Renewal;
 use sandbox::Sandboxes;
@@ -62,6 +59,7 @@ mod renewal;
 pub mod sandbox;
 mod server;
 mod spool;
+mod station;
 
 pub use answers::AnswersArgs;
 pub use build_cache::BuildCacheArgs;
@@ -69,6 +67,8 @@ pub use config::Settings;
 pub use link::LinkArgs;
 pub use sandbox::check_engine;
 pub use spool::SpoolArgs;
+pub use station::machine_name;
+use station::{Station, station};
 
 /// How long calls under way have to finish after the stop.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(30);
@@ -142,25 +142,12 @@ pub async fn run(
     let Shared { place, bodies, archives } = shared;
     let data_dir = &place.data_dir;
     let _lock = lock(data_dir)?;
-    let Station { node, way, identity } = station(&settings, data_dir, place.link_socket())?;
+    let Station { dialer, identity } = station(&settings, data_dir, place.link_socket())?;
     let metrics = Metrics::new(&registry)?;
     let runtimes = Arc::new(Runtimes::load(place.runtimes_dir.as_deref())?);
-    let dialer = Dialer { way, node };
     let calls = Calls::new(dialer.clone());
-    let renewal = identity.map(|(identity, config)| {
-        let renewal = Renewal {
-            identity,
-            config,
-            data_dir: data_dir.clone(),
-            calls: Arc::clone(&calls),
-            metrics: Arc::clone(&metrics),
-        };
-        AbortOnDropHandle::new(tokio::spawn(renewal.run(stop.clone())))
-    });
-    let sink: Arc<dyn Ship> = match store::record_sink(&store).await? {
-        Some(store) => Arc::new(StoreSink(store)),
-        None => Arc::new(LinkSink(Arc::clone(&calls))),
-    };
+    let _renewal = identity.map(|identity| Renewal::start(identity, data_dir, &calls, &metrics, &stop));
+    let sink = sink(&store, &calls).await?;
     let spool = within(data_dir, "spool", |path| Spool::open(path, &settings.spool, Arc::clone(&metrics)))?;
     let spool = Arc::new(spool);
     let answers = within(data_dir, "answers", |path| Answers::open(path, settings.answers, Arc::clone(&metrics)))?;
@@ -168,7 +155,7 @@ pub async fn run(
     let cache = within(data_dir, "builds", |path| {
         BuildCache::open(path.to_owned(), settings.build_cache.bytes(), Arc::clone(&metrics))
     })?;
-    let sandboxes = Sandboxes::open(&settings.sandbox, node, data_dir, Arc::clone(&runtimes), &registry).await?;
+    let sandboxes = Sandboxes::open(&settings.sandbox, dialer.node, data_dir, Arc::clone(&runtimes), &registry).await?;
     let deployments = Arc::new(Deployments::new(Arc::clone(&calls)));
     let builds = Builds::new(build::Parts {
         runtimes,
@@ -181,7 +168,7 @@ pub async fn run(
     });
     let servers = Servers::new(Arc::clone(&sandboxes), Arc::clone(&builds));
     let invocations = Invocations::new(invocation::Parts {
-        node,
+        node: dialer.node,
         bodies,
         held: settings.bodies,
         stale: settings.stale,
@@ -216,30 +203,15 @@ pub async fn run(
         metrics,
     };
     agent.serve(link, sink, stop).await;
-    drop(renewal);
     Ok(())
 }
 
-/// Who this machine is, and where its gateway is.
-struct Station {
-    node: NodeId,
-    way: Way,
-    /// Of a machine that joined a fleet, with what connections show of it.
-    identity: Option<(Identity, Arc<ArcSwap<ClientConfig>>)>,
-}
-
-fn station(settings: &Settings, data_dir: &Path, socket: PathBuf) -> Result<Station, StartError> {
-    let identity = if settings.is_local { None } else { Identity::load(data_dir)? };
-    let Some(identity) = identity else {
-        if settings.gateway_url.is_some() && !settings.is_local {
-            return Err(StartError::NotJoined);
-        }
-        return Ok(Station { node: node_id(data_dir)?, way: Way::Unix(socket), identity: None });
-    };
-    let config = Arc::new(ArcSwap::from_pointee(identity.tls()?));
-    let url = settings.gateway_url.clone().unwrap_or_else(|| identity.url.clone());
-    let way = Way::Tls { url, config: Arc::clone(&config) };
-    Ok(Station { node: identity.node, way, identity: Some((identity, config)) })
+/// Where records go: into the database, if we have its URL, else over the link.
+async fn sink(store: &StoreArgs, calls: &Arc<Calls>) -> Result<Arc<dyn Ship>, StartError> {
+    Ok(match store::record_sink(store).await? {
+        Some(store) => Arc::new(StoreSink(store)),
+        None => Arc::new(LinkSink(Arc::clone(calls))),
+    })
 }
 
 /// The parts, once they are made.
@@ -401,27 +373,6 @@ fn lock(data_dir: &Path) -> Result<File, StartError> {
         Ok(()) => Ok(file),
         Err(_) => Err(StartError::Locked(data_dir.to_owned())),
     }
-}
-
-/// This machine's id: made once, then read.
-fn node_id(data_dir: &Path) -> Result<NodeId, StartError> {
-    let path = data_dir.join("node-id");
-    match std::fs::read_to_string(&path) {
-        Ok(text) => text.trim().parse().map_err(|_| StartError::NodeId(path)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let (node, next) = (NodeId::new(), data_dir.join("node-id.next"));
-            let written = std::fs::write(&next, format!("{node}\n")).and_then(|()| std::fs::rename(&next, &path));
-            written.map(|()| node).map_err(unusable(path))
-        }
-        Err(error) => Err(unusable(path)(error)),
-    }
-}
-
-/// What this machine is called.
-#[must_use]
-pub fn machine_name() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    if name.trim().is_empty() { "node".to_owned() } else { name.trim().to_owned() }
 }
 
 #[cfg(test)]

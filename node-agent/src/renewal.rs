@@ -1,7 +1,7 @@
 //! Renews this node's certificate at two thirds of its life, over the link that is up. Connections that are open stay
 //! so; the next ones show the new certificate.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use arc_swap::ArcSwap;
 use common::error::Chain;
 use rustls::ClientConfig;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::backoff::Backoff;
 use crate::identity::{FreshKey, Identity, IdentityError};
@@ -20,12 +21,12 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 
 /// A certificate that has to be renewed again and again.
 pub(crate) struct Renewal {
-    pub(crate) identity: Identity,
-    pub(crate) data_dir: PathBuf,
+    identity: Identity,
+    data_dir: PathBuf,
     /// How connections show this node from now on.
-    pub(crate) config: Arc<ArcSwap<ClientConfig>>,
-    pub(crate) calls: Arc<Calls>,
-    pub(crate) metrics: Arc<Metrics>,
+    config: Arc<ArcSwap<ClientConfig>>,
+    calls: Arc<Calls>,
+    metrics: Arc<Metrics>,
 }
 
 /// The certificate is as old as before.
@@ -38,8 +39,20 @@ enum RenewalError {
 }
 
 impl Renewal {
-    /// Renews until `stop`.
-    pub(crate) async fn run(mut self, stop: CancellationToken) {
+    /// Renews until `stop`, or until the handle is dropped.
+    pub(crate) fn start(
+        (identity, config): (Identity, Arc<ArcSwap<ClientConfig>>),
+        data_dir: &Path,
+        calls: &Arc<Calls>,
+        metrics: &Arc<Metrics>,
+        stop: &CancellationToken,
+    ) -> AbortOnDropHandle<()> {
+        let (calls, metrics) = (Arc::clone(calls), Arc::clone(metrics));
+        let renewal = Self { identity, config, data_dir: data_dir.to_owned(), calls, metrics };
+        AbortOnDropHandle::new(tokio::spawn(renewal.run(stop.clone())))
+    }
+
+    async fn run(mut self, stop: CancellationToken) {
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         loop {
             self.metrics.certificate_expires.set(self.identity.expires_at().timestamp());
