@@ -129,6 +129,7 @@ fn welcome(mut stream: UnixStream, give: &Sender<UnixStream>, served: &Served) -
             // Heartbeats are heard, and say nothing that matters here.
             std::io::copy(&mut stream, &mut std::io::sink())?;
         }
+        Kind::Join => anyhow::bail!("an agent of this machine need not join"),
     }
     Ok(())
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
 use common::ids::NodeId;
+use common::labels::Labels;
 use common::protocol::{
     AgentMessage, BuildEvent, GatewayMessage, HEARTBEAT_MS, Hello, Kind, MAX_FRAME_BYTES, NodeState, ORDER,
     ORDER_BUILD, OUTCOME, TIMING, VERSION,
@@ -118,8 +119,12 @@ async fn link(socket: &Path) -> Result<()> {
     let control = control.await.context("no gateway at the link socket")?;
     let mut frames =
         Framed::new(control, LengthDelimitedCodec::builder().max_frame_length(MAX_FRAME_BYTES).new_codec());
-    let register =
-        AgentMessage::Register { name: "standin".into(), max_connections: CONNECTIONS.1, deployments: vec![] };
+    let register = AgentMessage::Register {
+        name: "standin".into(),
+        max_connections: CONNECTIONS.1,
+        deployments: vec![],
+        labels: Labels::default(),
+    };
     frames.send(Bytes::from(serde_json::to_vec(&register)?)).await?;
     let opened = Rc::new(std::cell::Cell::new(0));
     let open = |count: u32| {

@@ -7,5 +7,6 @@ pub(crate) mod list;
 pub(crate) mod login;
 pub(crate) mod logs;
 pub(crate) mod new;
+pub(crate) mod node;
 pub(crate) mod whoami;
 pub(crate) mod why;

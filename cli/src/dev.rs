@@ -49,6 +49,7 @@ pub(crate) fn run(mut args: Args) -> Result<()> {
     let (founder, account) = account::ensure_operator(data_dir, url.clone())?;
     let greeting = Greeting { url, account, email: founder.email.clone() };
     args.gateway.founder = Some(founder);
+    args.agent.is_local = true;
 
     let life = Life::default();
     let (gateway, shared, store) = (args.gateway.clone(), args.shared.clone(), args.store.clone());

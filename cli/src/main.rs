@@ -16,7 +16,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use commands::{delete, deploy, invoke, list, login, logs, new, whoami, why};
+use commands::{delete, deploy, invoke, list, login, logs, new, node, whoami, why};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -49,6 +49,8 @@ enum Command {
     Why(why::Args),
     /// Delete a function with all its versions.
     Delete(delete::Args),
+    /// Add machines to the fleet, and operate them.
+    Node(node::Args),
     /// Show who you are, and on which server.
     Whoami(whoami::Args),
 }
@@ -68,6 +70,7 @@ fn main() -> ExitCode {
         Command::Logs(args) => wait(logs::run(args)),
         Command::Why(args) => wait(why::run(args)),
         Command::Delete(args) => wait(delete::run(args)),
+        Command::Node(args) => node::run(args, wait),
         Command::Whoami(args) => wait(whoami::run(args)),
     };
     match done {
@@ -120,6 +123,11 @@ mod tests {
         check("logs hello --limit 0", Err("0 is not in"));
         check("why 01890a5d-ac96-774b-bcce-b302099a8057 --json", Ok(()));
         check("why hello", Err("REQUEST ID"));
+        check("node token --json", Ok(()));
+        check("node join https://gateway.example:9443 dcjoin_x", Err("whole join token"));
+        check("node join gateway.example:9443 dcjoin_x", Err("https://host:port"));
+        check("node drain one", Ok(()));
+        check("node doctor", Ok(()));
         check("delete hello/../x", Err("lower-case letters"));
         check("list --url ftp://x", Err("http://"));
     }

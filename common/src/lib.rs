@@ -5,6 +5,7 @@
 
 pub mod archive;
 pub mod base64;
+pub mod conduit;
 pub mod descriptors;
 pub mod digest;
 pub mod error;
@@ -12,8 +13,11 @@ pub mod function;
 pub mod ids;
 pub mod interrupt;
 pub mod invocation;
+pub mod join_token;
+pub mod labels;
 pub mod manifest;
 pub mod names;
+pub mod node_url;
 pub mod ops;
 pub mod phases;
 pub mod protocol;

@@ -6,13 +6,20 @@
 //! - [`Kind::Work`]: HTTP/1.1 on which the *gateway* is the client. A request bears [`ORDER`]: an invocation is
 //!   the client's request with the headers below; a build is a `POST` of a [`DeploymentSpec`] answered by lines
 //!   of [`BuildEvent`].
-//! - [`Kind::Calls`]: HTTP/1.1 on which the *agent* is the client: archives, builds, deployments, records
-//!   (see [`calls`]).
+//! - [`Kind::Calls`]: HTTP/1.1 on which the *agent* is the client: archives, builds, deployments, records, and its
+//!   own certificate (see [`calls`]).
+//! - [`Kind::Join`]: one frame each way, [`JoinRequest`] and [`JoinAnswer`].
+//!
+//! On one machine a connection is a Unix socket. Between machines it is TLS, with a certificate of the gateway's own
+//! authority at both ends; then who dials is what the certificate says, and a [`Hello`] must agree with it. Only
+//! [`Kind::Join`] goes without a certificate.
 
+use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::function::DeploymentSpec;
 use crate::ids::{DeploymentId, NodeId};
+use crate::labels::Labels;
 
 /// The protocol's version. A gateway takes this one and the one before.
 pub const VERSION: u32 = 1;
@@ -23,12 +30,15 @@ pub const MAX_HELLO_BYTES: usize = 4096;
 /// Longest frame of a control stream, in bytes.
 pub const MAX_FRAME_BYTES: usize = 1024 * 1024;
 
+/// The name that a gateway's certificate is for, whatever address leads to it.
+pub const GATEWAY_NAME: &str = "gateway.dartcloud.internal";
+
 /// The first line of every link connection.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
     /// [`VERSION`] of the agent.
     pub protocol: u32,
-    /// Who dials.
+    /// Who dials; of a [`Kind::Join`] it says nothing.
     pub node: NodeId,
     /// What the connection is for.
     pub kind: Kind,
@@ -44,6 +54,52 @@ pub enum Kind {
     Work,
     /// Requests of the agent to the gateway.
     Calls,
+    /// The wish to become a node of the fleet.
+    Join,
+}
+
+/// What a machine says that wants to become a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinRequest {
+    /// The secret of its [`JoinToken`](crate::join_token::JoinToken), as Base64.
+    pub secret: String,
+    /// The machine's name, for people.
+    pub name: String,
+    /// A certificate signing request for the key that it made, DER as Base64.
+    pub request: String,
+}
+
+/// What a machine hears that wants to become a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "type")]
+pub enum JoinAnswer {
+    /// It is one.
+    Joined(Credential),
+    /// It is not; the sentence says why and what to do.
+    Refused {
+        /// For whoever typed the command.
+        reason: String,
+    },
+}
+
+/// A node's certificate, as the gateway hands it out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Credential {
+    /// Whose it is.
+    pub node: NodeId,
+    /// The certificate, DER as Base64.
+    pub certificate: String,
+    /// For how long from now, in seconds.
+    pub lifetime_seconds: u32,
+    /// What the gateway's clock says.
+    pub now: DateTime<Utc>,
+}
+
+/// The body of a request to [`calls::CERTIFICATE`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Renewal {
+    /// A certificate signing request for a key that the node made, DER as Base64.
+    pub request: String,
 }
 
 /// What an agent says on its control stream.
@@ -58,6 +114,9 @@ pub enum AgentMessage {
         max_connections: u32,
         /// The deployments that it has sandboxes of: those that nobody wants are answered by `Retire`.
         deployments: Vec<DeploymentId>,
+        /// What the operator says of the node. An older agent does not say.
+        #[serde(default)]
+        labels: Labels,
     },
     /// Every [`HEARTBEAT_MS`].
     Heartbeat(NodeState),
@@ -203,6 +262,10 @@ pub mod calls {
     pub const DEPLOYMENTS: &str = "/deployments/";
     /// `POST`: a JSON array of [`Record`](crate::invocation::Record)s; 204 when the store has them all.
     pub const RECORDS: &str = "/records";
+    /// `GET`: the gateway's time, RFC 3339.
+    pub const CLOCK: &str = "/clock";
+    /// `POST`: a [`Renewal`](super::Renewal), answered by a [`Credential`](super::Credential).
+    pub const CERTIFICATE: &str = "/certificate";
 
     /// The path of an archive.
     #[must_use]

@@ -10,6 +10,7 @@ use crate::control::config::ControlArgs;
 use crate::edge::limits::LimitArgs;
 use crate::edge::listener::ListenArgs;
 use crate::error::StartError;
+use crate::fleet::config::NodePortArgs;
 
 /// Shortest `JWT_SECRET`, in bytes: as many as HS256 has.
 const MIN_SECRET_BYTES: usize = 32;
@@ -33,6 +34,9 @@ pub struct Settings {
     /// The control API.
     #[command(flatten)]
     pub control: ControlArgs,
+    /// The node port.
+    #[command(flatten)]
+    pub nodes: NodePortArgs,
     /// Where archives and builds lie; default: `functions` under the data directory.
     #[arg(long, env = "FUNCTIONS_DIR")]
     pub functions_dir: Option<PathBuf>,

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 pub use crate::fleet::link::LinkError;
+pub use crate::fleet::node_port::NodePortError;
 
 /// The gateway could not start.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +23,9 @@ pub enum StartError {
     /// The link's socket cannot be had.
     #[error(transparent)]
     Link(#[from] LinkError),
+    /// The node port cannot be had.
+    #[error(transparent)]
+    NodePort(#[from] NodePortError),
     /// A runtime file is wrong.
     #[error(transparent)]
     Runtime(#[from] common::runtime::InvalidRuntime),

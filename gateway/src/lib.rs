@@ -33,7 +33,8 @@ pub use config::{Founder, JwtArgs, Settings};
 pub use control::config::{ControlArgs, PublicUrl, Registration};
 pub use edge::limits::LimitArgs;
 pub use edge::listener::ListenArgs;
-pub use error::{LinkError, StartError};
+pub use error::{LinkError, NodePortError, StartError};
+pub use fleet::config::NodePortArgs;
 
 use edge::body_room::BodyRoom;
 use edge::control_call::ControlCalls;
@@ -41,9 +42,13 @@ use edge::identity::Identity;
 use edge::limits::{Limits, SWEEP};
 use edge::routes::Routes;
 use edge::{Edge, listener};
-use fleet::Fleet;
+use fleet::authority::Authority;
 use fleet::calls::Calls;
+use fleet::enrolment::Enrolment;
 use fleet::link::Link;
+use fleet::node_port::NodePort;
+use fleet::reception::Reception;
+use fleet::{Fleet, roster};
 use metrics::Metrics;
 
 /// Threads of the control runtime: control API, link, control streams.
@@ -103,7 +108,8 @@ impl Gateway {
         readiness: Readiness,
         stop: CancellationToken,
     ) -> Result<Self, StartError> {
-        let identity = Arc::new(Identity::new(&settings.jwt.secret()?));
+        let secret = settings.jwt.secret()?;
+        let identity = Arc::new(Identity::new(&secret));
         let place = &shared.place;
         let runtimes = Arc::new(Runtimes::load(place.runtimes_dir.as_deref())?);
         let metrics = Arc::new(Metrics::register(registry)?);
@@ -118,8 +124,10 @@ impl Gateway {
         let limits = Arc::new(Limits::new(&settings.limits));
         let (tasks, deploys, end) = (TaskTracker::new(), TaskTracker::new(), CancellationToken::new());
 
+        let (node_port, enrolment) = control.block_on(open_node_port(&settings.nodes, &store, &secret))?.unzip();
         let parts = control::Parts {
             store: store.clone(),
+            enrolment: enrolment.clone(),
             artifacts: artifacts.clone(),
             runtimes,
             ceilings: settings.ceilings,
@@ -140,11 +148,17 @@ impl Gateway {
             }
             // Before the link opens: a node that registers is told what nobody wants.
             routes.reload(&*store).await?;
+            roster::reload(&fleet, &*store).await?;
             Ok::<_, StartError>(Link::bind(&place.link_socket())?)
         })?;
-        let calls = Arc::new(Calls { store, artifacts, routes: routes.clone(), fleet: fleet.clone() });
-        tasks.spawn_on(link.run(fleet.clone(), calls, end.clone()), control.handle());
+        let calls = Calls { store: store.clone(), artifacts, routes: routes.clone(), fleet: fleet.clone(), enrolment };
+        let reception = Arc::new(Reception::new(fleet.clone(), Arc::new(calls)));
+        tasks.spawn_on(link.run(reception.clone(), end.clone()), control.handle());
+        if let Some(port) = node_port {
+            tasks.spawn_on(port.run(reception, end.clone()), control.handle());
+        }
         tasks.spawn_on(fleet::warmth::run(fleet.clone(), routes.clone(), end.clone()), control.handle());
+        tasks.spawn_on(roster::run(fleet.clone(), store, end.clone()), control.handle());
         tasks.spawn_on(sweep(limits.clone(), end.clone()), control.handle());
         tasks.spawn_on(control::housekeeping::run(state.clone()), control.handle());
 
@@ -256,6 +270,20 @@ async fn open_store(args: &StoreArgs, data_dir: &Path, stop: &CancellationToken)
         }
     };
     Ok(store)
+}
+
+/// The node port and who takes nodes in, if the settings name a port.
+async fn open_node_port(
+    args: &NodePortArgs,
+    store: &Arc<dyn Store>,
+    secret: &str,
+) -> Result<Option<(NodePort, Arc<Enrolment>)>, NodePortError> {
+    if args.node_addr.is_none() {
+        return Ok(None);
+    }
+    let authority = Authority::open(&**store, secret).await?;
+    let port = NodePort::bind(args, &authority)?;
+    Ok(port.map(|port| (port, Arc::new(Enrolment::new(authority, store.clone(), args.clone())))))
 }
 
 async fn sweep(limits: Arc<Limits>, end: CancellationToken) {

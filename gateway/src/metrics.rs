@@ -68,6 +68,8 @@ pub(crate) struct Metrics {
     pub(crate) request_buffer: IntGauge,
     /// Nodes that take calls.
     pub(crate) nodes: IntGauge,
+    /// Link connections that were turned away.
+    pub(crate) links_refused: IntCounter,
 }
 
 impl Metrics {
@@ -106,6 +108,10 @@ impl Metrics {
         let request_buffer =
             IntGauge::new("dartcloud_gateway_request_buffer_bytes", "Bodies of calls that are gathered at the edge")?;
         let nodes = IntGauge::new("dartcloud_gateway_nodes", "Nodes that take calls")?;
+        let links_refused = IntCounter::new(
+            "dartcloud_gateway_links_refused_total",
+            "Link connections that were turned away: strangers, removed nodes, other versions, silence",
+        )?;
         registry.register(Box::new(requests.clone()))?;
         registry.register(Box::new(durations.clone()))?;
         registry.register(Box::new(phase_seconds.clone()))?;
@@ -115,6 +121,7 @@ impl Metrics {
         registry.register(Box::new(refused.clone()))?;
         registry.register(Box::new(request_buffer.clone()))?;
         registry.register(Box::new(nodes.clone()))?;
+        registry.register(Box::new(links_refused.clone()))?;
         Ok(Self {
             requests: KINDS.map(|(_, kind)| ENDINGS.map(|(_, outcome)| requests.with_label_values(&[kind, outcome]))),
             durations: KINDS.map(|(_, kind)| durations.with_label_values(&[kind])),
@@ -125,6 +132,7 @@ impl Metrics {
             refused,
             request_buffer,
             nodes,
+            links_refused,
         })
     }
 

@@ -264,7 +264,7 @@ impl Builds {
         let place = self.parts.cache.workplace()?;
         let (packed, tree) = (place.path().join("build.tar.gz"), place.path().join("tree"));
         let max_bytes = max_extent(&self.parts.args).bytes;
-        let fetched = self.parts.calls.fetch_build(digest, &packed, max_bytes).await;
+        let fetched = self.parts.calls.fetch_build(spec.deployment, digest, &packed, max_bytes).await;
         if !fetched.map_err(BuildFailure::Fetch)? {
             return Ok(None);
         }
@@ -312,7 +312,7 @@ impl Builds {
         });
         let (tree, extent) = sealed.await??;
         if recipe.is_some() {
-            self.parts.calls.put_build(digest, &packed).await.map_err(BuildFailure::Store)?;
+            self.parts.calls.put_build(spec.deployment, digest, &packed).await.map_err(BuildFailure::Store)?;
         }
         let builds = Arc::clone(self);
         let inserted = tokio::task::spawn_blocking(move || {

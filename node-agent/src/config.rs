@@ -1,5 +1,8 @@
 //! The agent's settings.
 
+use common::labels::Labels;
+use common::node_url::NodeUrl;
+
 use crate::answers::AnswersArgs;
 use crate::build_cache::BuildCacheArgs;
 use crate::invocation::{BodiesArgs, StaleArgs};
@@ -15,6 +18,16 @@ pub struct Settings {
     /// What this node is called in lists; default: the machine's name.
     #[arg(long, env = "NODE_NAME")]
     pub node_name: Option<String>,
+    /// What this node has or is, for lists and placement: `zone=a,disk=ssd`.
+    #[arg(long, env = "NODE_LABELS", default_value = "")]
+    pub node_labels: Labels,
+    /// The gateway's node port, such as `https://gateway.example.com:9443`. Default: the one by which this machine
+    /// joined; where it joined none, the gateway is on this machine.
+    #[arg(long, env = "GATEWAY_URL")]
+    pub gateway_url: Option<NodeUrl>,
+    /// Whether the gateway is on this machine whatever is set. No setting: `dartcloud dev` is gateway and agent.
+    #[arg(skip)]
+    pub is_local: bool,
     /// Sandboxes.
     #[command(flatten)]
     pub sandbox: SandboxArgs,

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use common::function::DeploymentSpec;
-use common::ids::{DeploymentId, InvocationId, NodeId};
+use common::ids::{DeploymentId, InvocationId};
 use common::ops::Readiness;
 use common::protocol::{INVOCATION, NodeState, ORDER, ORDER_BUILD, ORDER_INVOKE, Warm};
 use common::runtime::{InvalidRuntime, Runtimes};
@@ -33,8 +34,9 @@ use deployments::Deployments;
 use invocation::Invocations;
 use kept::Kept;
 use link::calls::Calls;
-use link::{AnswerBody, Cut, Dialer, Link, Orders, Stops};
+use link::{AnswerBody, Cut, Link, Orders, Stops};
 use metrics::Metrics;
+use renewal::Renewal;
 use sandbox::Sandboxes;
 use server::Servers;
 use spool::{LinkSink, Ship, Spool, SpoolError, StoreSink};
@@ -45,13 +47,19 @@ mod build;
 mod build_cache;
 mod config;
 mod deployments;
+pub mod doctor;
+pub mod enrol;
+pub mod identity;
 mod invocation;
 mod kept;
 mod link;
 mod metrics;
+pub mod program;
+mod renewal;
 pub mod sandbox;
 mod server;
 mod spool;
+mod station;
 
 pub use answers::AnswersArgs;
 pub use build_cache::BuildCacheArgs;
@@ -59,6 +67,8 @@ pub use config::Settings;
 pub use link::LinkArgs;
 pub use sandbox::check_engine;
 pub use spool::SpoolArgs;
+pub use station::machine_name;
+use station::{Station, station};
 
 /// How long calls under way have to finish after the stop.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(30);
@@ -95,6 +105,23 @@ pub enum StartError {
     /// The process has an agent already.
     #[error("the metrics cannot be registered: only one agent can run in a process")]
     Metrics(#[from] prometheus::Error),
+    /// The place in a fleet is of no use.
+    #[error(transparent)]
+    Identity(#[from] identity::IdentityError),
+    /// A gateway of another machine is named, and there is no certificate for it.
+    #[error("GATEWAY_URL is set, but this machine has not joined a fleet: run the line of `dartcloud node token` here")]
+    NotJoined,
+    /// Metrics and probes have no place.
+    #[error("cannot listen on {address} (OPS_ADDR): name a free one")]
+    Ops {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// The end could not be asked for.
+    #[error("signals cannot be watched")]
+    Signals(#[source] io::Error),
     /// Sandboxes cannot be had here.
     #[error(transparent)]
     Sandbox(#[from] sandbox::StartError),
@@ -115,15 +142,12 @@ pub async fn run(
     let Shared { place, bodies, archives } = shared;
     let data_dir = &place.data_dir;
     let _lock = lock(data_dir)?;
-    let node = node_id(data_dir)?;
+    let Station { dialer, identity } = station(&settings, data_dir, place.link_socket())?;
     let metrics = Metrics::new(&registry)?;
     let runtimes = Arc::new(Runtimes::load(place.runtimes_dir.as_deref())?);
-    let dialer = Dialer { socket: place.link_socket(), node };
     let calls = Calls::new(dialer.clone());
-    let sink: Arc<dyn Ship> = match store::record_sink(&store).await? {
-        Some(store) => Arc::new(StoreSink(store)),
-        None => Arc::new(LinkSink(Arc::clone(&calls))),
-    };
+    let _renewal = identity.map(|identity| Renewal::start(identity, data_dir, &calls, &metrics, &stop));
+    let sink = sink(&store, &calls).await?;
     let spool = within(data_dir, "spool", |path| Spool::open(path, &settings.spool, Arc::clone(&metrics)))?;
     let spool = Arc::new(spool);
     let answers = within(data_dir, "answers", |path| Answers::open(path, settings.answers, Arc::clone(&metrics)))?;
@@ -131,7 +155,7 @@ pub async fn run(
     let cache = within(data_dir, "builds", |path| {
         BuildCache::open(path.to_owned(), settings.build_cache.bytes(), Arc::clone(&metrics))
     })?;
-    let sandboxes = Sandboxes::open(&settings.sandbox, node, data_dir, Arc::clone(&runtimes), &registry).await?;
+    let sandboxes = Sandboxes::open(&settings.sandbox, dialer.node, data_dir, Arc::clone(&runtimes), &registry).await?;
     let deployments = Arc::new(Deployments::new(Arc::clone(&calls)));
     let builds = Builds::new(build::Parts {
         runtimes,
@@ -144,7 +168,7 @@ pub async fn run(
     });
     let servers = Servers::new(Arc::clone(&sandboxes), Arc::clone(&builds));
     let invocations = Invocations::new(invocation::Parts {
-        node,
+        node: dialer.node,
         bodies,
         held: settings.bodies,
         stale: settings.stale,
@@ -172,6 +196,7 @@ pub async fn run(
     let link = Link {
         dialer,
         name: settings.node_name.unwrap_or_else(machine_name),
+        labels: settings.node_labels,
         args: settings.link,
         orders: Arc::clone(&agent) as Arc<dyn Orders>,
         readiness,
@@ -179,6 +204,14 @@ pub async fn run(
     };
     agent.serve(link, sink, stop).await;
     Ok(())
+}
+
+/// Where records go: into the database, if we have its URL, else over the link.
+async fn sink(store: &StoreArgs, calls: &Arc<Calls>) -> Result<Arc<dyn Ship>, StartError> {
+    Ok(match store::record_sink(store).await? {
+        Some(store) => Arc::new(StoreSink(store)),
+        None => Arc::new(LinkSink(Arc::clone(calls))),
+    })
 }
 
 /// The parts, once they are made.
@@ -340,25 +373,6 @@ fn lock(data_dir: &Path) -> Result<File, StartError> {
         Ok(()) => Ok(file),
         Err(_) => Err(StartError::Locked(data_dir.to_owned())),
     }
-}
-
-/// This machine's id: made once, then read.
-fn node_id(data_dir: &Path) -> Result<NodeId, StartError> {
-    let path = data_dir.join("node-id");
-    match std::fs::read_to_string(&path) {
-        Ok(text) => text.trim().parse().map_err(|_| StartError::NodeId(path)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let (node, next) = (NodeId::new(), data_dir.join("node-id.next"));
-            let written = std::fs::write(&next, format!("{node}\n")).and_then(|()| std::fs::rename(&next, &path));
-            written.map(|()| node).map_err(unusable(path))
-        }
-        Err(error) => Err(unusable(path)(error)),
-    }
-}
-
-fn machine_name() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    if name.trim().is_empty() { "node".to_owned() } else { name.trim().to_owned() }
 }
 
 #[cfg(test)]

@@ -1,22 +1,18 @@
 //! The link to a gateway: a control stream, a stock of work connections on which the gateway is the client, and
 //! calls on which the agent is. The agent dials all of them; it listens nowhere.
 
-use std::io;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use common::error::Chain;
-use common::ids::{DeploymentId, NodeId};
+use common::ids::DeploymentId;
+use common::labels::Labels;
 use common::ops::Readiness;
-use common::protocol::{Hello, Kind, NodeState, VERSION, Warm};
+use common::protocol::{NodeState, Warm};
 use http::{Request, Response};
 use hyper::body::Incoming;
-use tokio::io::AsyncWriteExt as _;
-use tokio::net::UnixStream;
-use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Backoff;
@@ -24,10 +20,12 @@ use crate::metrics::Metrics;
 
 pub(crate) mod calls;
 mod control;
+pub(crate) mod dial;
 #[cfg(test)]
 pub(crate) mod tests;
 mod work;
 
+pub(crate) use dial::{Dialer, Way};
 pub(crate) use work::Hold;
 
 /// How many connections an agent opens.
@@ -42,10 +40,11 @@ pub struct LinkArgs {
     pub link_idle_connections: u32,
 }
 
-/// How long a connection may take to open, its first line included.
-const DIAL_DEADLINE: Duration = Duration::from_secs(5);
 /// The first and the longest wait between two attempts to reach the gateway.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(3));
+
+/// The wait after a refusal, which somebody has to do something about.
+const REFUSED_RETRY: Duration = Duration::from_secs(15);
 
 /// Attempts in a row that fail without a word in the log: a gateway that starts at the same time, or again, is soon
 /// there.
@@ -72,36 +71,14 @@ pub(crate) trait Orders: Send + Sync + 'static {
     fn keep(&self, warm: &[Warm]);
 }
 
-/// Who dials, and where to.
-#[derive(Clone, Debug)]
-pub(crate) struct Dialer {
-    /// The gateway's socket.
-    pub(crate) socket: PathBuf,
-    /// This node.
-    pub(crate) node: NodeId,
-}
-
-impl Dialer {
-    /// Opens a connection and says what it is for.
-    pub(crate) async fn dial(&self, kind: Kind) -> io::Result<UnixStream> {
-        let dial = async {
-            let mut stream = UnixStream::connect(&self.socket).await?;
-            let hello = Hello { protocol: VERSION, node: self.node, kind };
-            let mut line = serde_json::to_vec(&hello).expect("a hello is numbers and words");
-            line.push(b'\n');
-            stream.write_all(&line).await?;
-            Ok(stream)
-        };
-        timeout(DIAL_DEADLINE, dial).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-    }
-}
-
 /// The link, as it is set up.
 pub(crate) struct Link {
     /// Who dials.
     pub(crate) dialer: Dialer,
     /// The machine's name, for people.
     pub(crate) name: String,
+    /// What the operator says of it.
+    pub(crate) labels: Labels,
     /// How many connections.
     pub(crate) args: LinkArgs,
     /// Who does what the gateway asks.
@@ -135,16 +112,17 @@ impl Link {
             }
             self.readiness.set(false);
             let Err(error) = ended else { break };
+            if error.is_refusal() {
+                tracing::error!(error = %Chain(&error), gateway = %self.dialer.way, "not linked: trying again later");
+                tokio::select! { () = tokio::time::sleep(REFUSED_RETRY) => {}, () = stops.leave.cancelled() => {} }
+                continue;
+            }
             if backoff.failures() == WARN_AFTER {
                 let cause = Chain(&error);
-                tracing::warn!(error = %cause, socket = %self.socket().display(), "no gateway: trying again until one answers");
+                tracing::warn!(error = %cause, gateway = %self.dialer.way, "no gateway: trying again until one answers");
             }
             tokio::select! { () = backoff.wait() => {}, () = stops.leave.cancelled() => {} }
         }
         work.finish().await;
-    }
-
-    fn socket(&self) -> &Path {
-        &self.dialer.socket
     }
 }

@@ -4,15 +4,9 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use common::ops::{self, Readiness};
 use common::settings::Shared;
-use node_agent::{Settings, StartError};
-use prometheus::Registry;
+use node_agent::{Settings, StartError, program};
 use store::StoreArgs;
-use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -48,42 +42,14 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return failed(&anyhow::Error::new(error).context("the machine gives no threads"), 1),
     };
-    match runtime.block_on(serve(options)) {
+    let Options { shared, store, settings } = options;
+    match runtime.block_on(program::serve(settings, shared, store)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let is_setting = !matches!(error.downcast_ref(), Some(StartError::Sandbox(_)));
-            failed(&error, if is_setting { WRONG_SETTING } else { 1 })
+            let is_setting = !matches!(error, StartError::Sandbox(_) | StartError::Signals(_));
+            failed(&error.into(), if is_setting { WRONG_SETTING } else { 1 })
         }
     }
-}
-
-async fn serve(options: Options) -> anyhow::Result<()> {
-    let Options { shared, store, settings } = options;
-    let ops_addr = shared.place.ops_addr;
-    let stop = CancellationToken::new();
-    let (registry, readiness, tasks) = (Registry::new(), Readiness::default(), TaskTracker::new());
-    let listener = TcpListener::bind(ops_addr).await.map_err(|error| {
-        anyhow::Error::new(error).context(format!("cannot listen on {ops_addr} (OPS_ADDR): name a free one"))
-    })?;
-    let stop_ops = CancellationToken::new();
-    tasks.spawn(ops::serve(listener, registry.clone(), readiness.clone(), stop_ops.clone()));
-    let (mut terminated, mut interrupted) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let stopping = stop.clone();
-    tasks.spawn(async move {
-        tokio::select! {
-            _ = terminated.recv() => {}
-            _ = interrupted.recv() => {}
-            () = stopping.cancelled() => return,
-        }
-        tracing::info!("stopping: calls under way are answered first");
-        stopping.cancel();
-    });
-    let ran = node_agent::run(settings, shared, store, registry, readiness, stop.clone()).await;
-    stop.cancel();
-    stop_ops.cancel();
-    tasks.close();
-    tasks.wait().await;
-    Ok(ran?)
 }
 
 /// One sentence on stderr, with its causes.

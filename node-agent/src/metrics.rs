@@ -42,6 +42,8 @@ pub(crate) struct Metrics {
     pub(crate) link_connections: IntGauge,
     /// Versions that are to be warm and are.
     pub(crate) kept_versions: IntGauge,
+    /// When this node's certificate ends, in seconds of Unix time; 0 where it needs none.
+    pub(crate) certificate_expires: IntGauge,
 }
 
 impl Metrics {
@@ -95,6 +97,10 @@ impl Metrics {
             kept_versions: gauge(
                 "dartcloud_agent_kept_versions",
                 "Versions with min_warm, all of whose sandboxes on this node are there.",
+            )?,
+            certificate_expires: gauge(
+                "dartcloud_agent_certificate_expires_timestamp_seconds",
+                "When this node's certificate ends; 0 where it needs none.",
             )?,
             link_connections: gauge("dartcloud_agent_link_connections", "Open work connections to gateways.")?,
         }))

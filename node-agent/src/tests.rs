@@ -24,6 +24,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::link::tests::{Control, Gateway};
+use crate::station::node_id;
 
 const DEADLINE: Duration = Duration::from_secs(120);
 

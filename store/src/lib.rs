@@ -7,12 +7,14 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use common::digest::Digest;
 use common::function::{Access, Contract, DeploymentSpec, Limits, Status};
-use common::ids::{DeploymentId, FunctionId, InvocationId, UserId};
+use common::ids::{DeploymentId, FunctionId, InvocationId, NodeId, UserId};
 use common::invocation::Record;
+use common::labels::Labels;
 use common::names::{FunctionName, Handle, RuntimeName};
 
 pub mod artifacts;
 mod error;
+pub mod fleet;
 mod handles;
 mod postgres;
 mod rows;
@@ -23,6 +25,7 @@ mod tests;
 mod text;
 
 pub use error::Error;
+use fleet::{Authority, CertificateFacts, Duty, Joining, NewNode, Node};
 pub use settings::StoreArgs;
 
 /// Opens the store that the settings name and brings its schema up to date. Several programs may do so at once.
@@ -302,4 +305,26 @@ pub trait Store: RecordSink {
     async fn records(&self, query: RecordQuery) -> Result<RecordPage, Error>;
     /// One call of a function of `owner`; `None` when there is no record of it, or it is somebody else's.
     async fn recorded_call(&self, owner: UserId, id: InvocationId) -> Result<Option<RecordedCall>, Error>;
+
+    /// The fleet's authority, once it was founded.
+    async fn authority(&self) -> Result<Option<Authority>, Error>;
+    /// Keeps `new` as the fleet's authority, unless another gateway was quicker; the one that is kept.
+    async fn found_authority(&self, new: Authority) -> Result<Authority, Error>;
+    /// Keeps a join token that its maker can hand out for `seconds`; until when, by the database's clock.
+    async fn add_join_token(&self, hash: Digest, made_by: UserId, seconds: u32) -> Result<DateTime<Utc>, Error>;
+    /// Spends a join token and keeps the node, or says why not.
+    async fn join_node(&self, token: Digest, node: NewNode) -> Result<Joining, Error>;
+    /// Notes a node's new certificate. [`Error::NotFound`] when it was removed.
+    async fn renew_node(&self, id: NodeId, certificate: CertificateFacts) -> Result<(), Error>;
+    /// Every node, those that were removed as well, by id.
+    async fn nodes(&self) -> Result<Vec<Node>, Error>;
+    /// Notes that a node is linked and what its agent says of it. One of the gateway's own machine is added if it is new, and
+    /// is back if it was removed.
+    async fn node_linked(&self, id: NodeId, name: &str, labels: &Labels) -> Result<(), Error>;
+    /// Notes that these nodes are still linked.
+    async fn nodes_seen(&self, ids: &[NodeId]) -> Result<(), Error>;
+    /// Changes what a node may do. [`Error::NotFound`] when there is none, or it was removed.
+    async fn set_duty(&self, id: NodeId, duty: Duty) -> Result<(), Error>;
+    /// Deletes join tokens that expired a day ago, and removed nodes whose certificate has ended; how many.
+    async fn purge_fleet(&self) -> Result<u64, Error>;
 }

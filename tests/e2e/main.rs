@@ -16,6 +16,7 @@ mod compose;
 mod crash;
 mod deploys;
 mod examples;
+mod fleet;
 mod frost;
 mod idempotency;
 mod invocations;

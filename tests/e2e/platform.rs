@@ -28,6 +28,8 @@ pub(crate) enum Form {
     Dev,
     /// `dartcloud-gateway` and `dartcloud-node-agent` over a Unix socket.
     TwoProcesses,
+    /// `dartcloud-gateway` alone: nodes join it.
+    Gateway,
 }
 
 /// A platform that runs until it is dropped.
@@ -62,6 +64,7 @@ impl Platform {
         let programs: &[(&str, &[&str])] = match self.form {
             Form::Dev => &[("dartcloud", &["dev"])],
             Form::TwoProcesses => &[("dartcloud-gateway", &[]), ("dartcloud-node-agent", &[])],
+            Form::Gateway => &[("dartcloud-gateway", &[])],
         };
         for (index, (name, arguments)) in programs.iter().enumerate() {
             let log = self.data_dir.path().join(format!("{name}.log"));
@@ -76,7 +79,7 @@ impl Platform {
                 .env("SANDBOX_MEMORY_MB", "4096")
                 .env("RATE_LIMIT_LOGIN", "100000")
                 .env("RATE_LIMIT_PER_CLIENT", "100000");
-            if self.form == Form::TwoProcesses {
+            if self.form != Form::Dev {
                 command.env("JWT_SECRET", JWT_SECRET);
             }
             for (name, value) in &self.settings {
@@ -216,16 +219,8 @@ pub(crate) async fn until<T>(
 impl Drop for Platform {
     fn drop(&mut self) {
         for program in &mut self.running {
-            // A platform that is dropped was not asked about its end; its containers are removed with it.
+            // All at once; each is then waited for.
             let _ = program.terminate();
-        }
-        for program in &mut self.running {
-            let deadline = Instant::now() + Duration::from_secs(30);
-            while matches!(program.child.try_wait(), Ok(None)) && Instant::now() < deadline {
-                std::thread::sleep(POLL);
-            }
-            let _ = program.child.kill();
-            let _ = program.child.wait();
         }
     }
 }
@@ -236,13 +231,27 @@ const POLL: Duration = Duration::from_millis(20);
 /// The secret of platforms whose programs do not make their own.
 pub(crate) const JWT_SECRET: &str = "the-suite-signs-its-tokens-with-this-one-0123456789";
 
-struct Program {
-    child: Child,
+/// A program that runs until it is dropped.
+pub(crate) struct Program {
+    pub(crate) child: Child,
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // What is dropped was not asked about its end; its containers are removed with it.
+        let _ = self.terminate();
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < deadline {
+            std::thread::sleep(POLL);
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 impl Program {
     /// Spawns from a thread that lives as long as the suite: the parent-death signal belongs to the thread.
-    fn spawn(mut command: Command, log: &Path) -> Result<Self> {
+    pub(crate) fn spawn(mut command: Command, log: &Path) -> Result<Self> {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(log)?;
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let (send, receive) = mpsc::channel();
@@ -255,7 +264,8 @@ impl Program {
         Ok(Self { child: receive.recv()?.context("cannot start a program of the platform")? })
     }
 
-    fn terminate(&mut self) -> Result<()> {
+    /// Asks it to end.
+    pub(crate) fn terminate(&mut self) -> Result<()> {
         if self.child.try_wait()?.is_none() {
             let killed = Command::new("kill").arg(self.child.id().to_string()).status()?;
             ensure!(killed.success(), "kill failed");
@@ -264,7 +274,7 @@ impl Program {
     }
 }
 
-/// Three ports that nobody listens on now.
+/// Ports that nobody listens on now.
 pub(crate) fn free_ports<const N: usize>() -> Result<[u16; N]> {
     let mut listeners = Vec::new();
     let mut ports = [0; N];

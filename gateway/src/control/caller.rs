@@ -14,6 +14,22 @@ use super::error::Failure;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Caller(pub(crate) UserId);
 
+/// The operator, as a [`Caller`]. A handler that takes one is closed to other users, too.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Operator(pub(crate) UserId);
+
+impl FromRequestParts<Arc<State>> for Operator {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, state: &Arc<State>) -> Result<Self, Failure> {
+        let Caller(id) = Caller::from_request_parts(parts, state).await?;
+        match state.store.user(id).await? {
+            Some(user) if user.operator => Ok(Self(id)),
+            _ => Err(Failure::new(Code::Forbidden, "nodes are the operator's: ask him, or sign in as him")),
+        }
+    }
+}
+
 impl FromRequestParts<Arc<State>> for Caller {
     type Rejection = Failure;
 

@@ -24,7 +24,7 @@ pub(crate) async fn recover(state: &State) -> Result<(), store::Error> {
 
 /// Until the gateway stops.
 pub(crate) async fn run(state: Arc<State>) {
-    tokio::join!(purge_tokens(&state), purge_history(&state), catch_up(&state));
+    tokio::join!(purge_tokens(&state), purge_fleet(&state), purge_history(&state), catch_up(&state));
 }
 
 /// Deletes refresh tokens that have expired.
@@ -34,6 +34,21 @@ async fn purge_tokens(state: &State) {
             Ok(0) => {}
             Ok(purged) => tracing::debug!(purged, "expired refresh tokens are deleted"),
             Err(error) => tracing::warn!(%error, "expired refresh tokens could not be deleted: trying again later"),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(PURGE_PAUSE) => {}
+            () = state.stop.cancelled() => return,
+        }
+    }
+}
+
+/// Deletes join tokens and nodes that nobody needs to know of any more.
+async fn purge_fleet(state: &State) {
+    loop {
+        match state.store.purge_fleet().await {
+            Ok(0) => {}
+            Ok(purged) => tracing::debug!(purged, "old join tokens and removed nodes are deleted"),
+            Err(error) => tracing::warn!(%error, "old join tokens could not be deleted: trying again later"),
         }
         tokio::select! {
             () = tokio::time::sleep(PURGE_PAUSE) => {}

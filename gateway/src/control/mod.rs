@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use common::archive::Caps;
 use common::manifest::Ceilings;
 use common::runtime::Runtimes;
@@ -19,6 +19,7 @@ use tokio_util::task::TaskTracker;
 use crate::edge::identity::Identity;
 use crate::edge::routes::Routes;
 use crate::fleet::Fleet;
+use crate::fleet::enrolment::Enrolment;
 
 pub(crate) mod auth;
 mod build_log;
@@ -34,6 +35,7 @@ mod invocations;
 mod lanes;
 mod logs;
 mod metrics;
+mod nodes;
 mod passwords;
 mod plan;
 mod release;
@@ -64,6 +66,8 @@ pub(crate) struct Parts {
     pub(crate) caps: Caps,
     pub(crate) identity: Arc<Identity>,
     pub(crate) fleet: Fleet,
+    /// Who takes nodes in; `None` where there is no node port.
+    pub(crate) enrolment: Option<Arc<Enrolment>>,
     pub(crate) routes: Arc<Routes>,
     /// Deploys and deletions run on it; wait for it before the store is closed.
     pub(crate) tasks: TaskTracker,
@@ -80,6 +84,7 @@ pub(crate) struct State {
     caps: Caps,
     identity: Arc<Identity>,
     fleet: Fleet,
+    enrolment: Option<Arc<Enrolment>>,
     routes: Arc<Routes>,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -109,7 +114,8 @@ pub(crate) enum StartError {
 impl State {
     /// Starts what the control API runs beside its requests: the passwords' threads.
     pub(crate) fn start(args: ControlArgs, parts: Parts, registry: &Registry) -> Result<Arc<Self>, StartError> {
-        let Parts { store, artifacts, runtimes, ceilings, caps, identity, fleet, routes, tasks, stop } = parts;
+        let Parts { store, artifacts, runtimes, ceilings, caps, identity, fleet, enrolment, routes, tasks, stop } =
+            parts;
         Ok(Arc::new(Self {
             passwords: Passwords::start(args.password_threads.get(), registry)?,
             deploys: Deploys::new(args.deploy_concurrency.get(), registry)?,
@@ -125,6 +131,7 @@ impl State {
             caps,
             identity,
             fleet,
+            enrolment,
             routes,
             tasks,
             stop,
@@ -150,6 +157,12 @@ pub(crate) fn router(state: Arc<State>) -> Router {
         .route("/api/functions/{id}", get(functions::get).delete(deletion::delete))
         .route("/api/functions/{id}/logs", get(logs::logs))
         .route("/api/invocations/{id}", get(invocations::story))
+        .route("/api/nodes", get(nodes::list))
+        .route("/api/nodes/tokens", post(nodes::invite))
+        .route("/api/nodes/{id}", delete(nodes::remove))
+        .route("/api/nodes/{id}/cordon", post(nodes::cordon))
+        .route("/api/nodes/{id}/uncordon", post(nodes::uncordon))
+        .route("/api/nodes/{id}/drain", post(nodes::drain))
         .route("/api/health", get(health::health))
         .route("/api/health/live", get(health::live))
         .route("/api/health/ready", get(health::ready))

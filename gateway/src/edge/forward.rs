@@ -97,7 +97,7 @@ pub(crate) async fn forward(
             return Err(PublicError::new(Code::NodeLost, "the node did not answer in time; the call may have run"));
         };
         match sent {
-            Ok(answer) => return arrived(answer, lease, kept, streaming, tasks),
+            Ok(answer) => return arrived(answer, lease, kept, streaming, (tasks, link)),
             Err(mut error) => {
                 if let Some(unsent) = error.take_message() {
                     permit = kept;
@@ -117,7 +117,7 @@ fn arrived(
     lease: Lease,
     permit: Option<Permit>,
     streaming: Option<Streaming>,
-    tasks: &TaskTracker,
+    (tasks, link): (&TaskTracker, &NodeLink),
 ) -> Result<Response<NodeBody>, PublicError> {
     let switches = answer.status() == StatusCode::SWITCHING_PROTOCOLS;
     let Some(mut streaming) = streaming else {
@@ -126,7 +126,7 @@ fn arrived(
     if switches {
         let client = streaming.upgrade.take().filter(|_| names_websocket(answer.headers())).ok_or_else(unasked)?;
         let node = hyper::upgrade::on(&mut answer);
-        streaming.carry(tasks, client, node, permit);
+        streaming.carry(tasks, client, node, permit, link.pass.gone.clone());
         return Ok(answer.map(|body| NodeBody::new(body, lease, None)));
     }
     let watch = streaming.watch(permit);

@@ -263,7 +263,7 @@ impl Edge {
         let permit = route.admission.admit(limit).ok_or_else(busy)?;
         let placed = match &once {
             None => self.fleet.placed(route.spec.deployment).await,
-            Some(key) => self.fleet.home(key).await,
+            Some(key) => self.fleet.home(key, route.spec.deployment).await,
         };
         let Some(link) = placed else {
             return Err(PublicError::new(Code::NoNode, "no node is linked: try again in a moment"));

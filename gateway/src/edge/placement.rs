@@ -2,6 +2,7 @@
 
 use common::ids::{DeploymentId, NodeId};
 use common::protocol::NodeState;
+use store::fleet::Duty;
 
 /// How much more than the mean a node may carry before calls go elsewhere, in percent.
 const BOUND_PERCENT: u64 = 125;
@@ -12,26 +13,39 @@ pub(crate) struct Candidate<'a> {
     pub(crate) node: NodeId,
     /// What it said last.
     pub(crate) state: &'a NodeState,
+    /// What the operator lets it do.
+    pub(crate) duty: Duty,
+}
+
+/// Whether a node may get a call of a deployment: a cordoned one only what is warm there.
+fn may(node: &Candidate<'_>, deployment: DeploymentId) -> bool {
+    match node.duty {
+        Duty::Active => true,
+        Duty::Cordoned => node.state.warm.contains(&deployment),
+        Duty::Draining | Duty::Removed => false,
+    }
 }
 
 /// The place of the best node in `nodes`: one that is warm, and among those the one that the deployment's hash
-/// names, so that calls of one function stay together; but none that carries more than its share.
+/// names, so that calls of one function stay together; but none that carries more than its share. A cordoned one is the
+/// last resort.
 pub(crate) fn choose<'a>(
     nodes: impl ExactSizeIterator<Item = Candidate<'a>> + Clone,
     deployment: DeploymentId,
 ) -> Option<usize> {
-    if nodes.len() <= 1 {
-        return (nodes.len() == 1).then_some(0);
+    if nodes.len() == 1 {
+        return nodes.clone().position(|node| may(&node, deployment));
     }
     let busy: u64 = nodes.clone().map(|node| u64::from(node.state.busy)).sum();
     // One call more than the mean is always allowed, else an idle fleet would take none.
-    let bound = (busy + 1).saturating_mul(BOUND_PERCENT).div_ceil(100 * nodes.len() as u64);
+    let bound = (busy + 1).saturating_mul(BOUND_PERCENT).div_ceil(100 * nodes.len().max(1) as u64);
     let rank = |node: &Candidate<'_>| {
         let has_room = u64::from(node.state.busy) < bound;
         let is_warm = node.state.warm.contains(&deployment);
-        (has_room, is_warm, weight(node.node, deployment.uuid().as_u128()))
+        (node.duty == Duty::Active, has_room, is_warm, weight(node.node, deployment.uuid().as_u128()))
     };
-    nodes.enumerate().max_by_key(|(_, node)| rank(node)).map(|(place, _)| place)
+    let able = nodes.enumerate().filter(|(_, node)| may(node, deployment));
+    able.max_by_key(|(_, node)| rank(node)).map(|(place, _)| place)
 }
 
 /// The node that something with the hash `key` is at, whatever that node carries.
@@ -59,7 +73,26 @@ mod tests {
     }
 
     fn chosen(fleet: &[(NodeId, NodeState)], deployment: DeploymentId) -> Option<usize> {
-        choose(fleet.iter().map(|(node, state)| Candidate { node: *node, state }), deployment)
+        let duty = Duty::Active;
+        choose(fleet.iter().map(|(node, state)| Candidate { node: *node, state, duty }), deployment)
+    }
+
+    #[test]
+    fn duties() {
+        let deployment = DeploymentId::new();
+        let (cold, mut warm) = (NodeState::default(), NodeState::default());
+        warm.warm.push(deployment);
+        let check = |nodes: &[(Duty, &NodeState)], expected: Option<usize>| {
+            let candidates = nodes.iter().map(|(duty, state)| Candidate { node: NodeId::new(), state, duty: *duty });
+            assert_eq!(choose(candidates, deployment), expected, "{nodes:?}");
+        };
+        use Duty::{Active, Cordoned, Draining, Removed};
+        check(&[(Cordoned, &warm)], Some(0));
+        check(&[(Cordoned, &cold)], None);
+        check(&[(Draining, &warm)], None);
+        check(&[(Cordoned, &warm), (Active, &cold)], Some(1));
+        check(&[(Cordoned, &cold), (Cordoned, &warm), (Draining, &warm)], Some(1));
+        check(&[(Draining, &warm), (Removed, &warm)], None);
     }
 
     #[test]

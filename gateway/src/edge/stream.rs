@@ -9,6 +9,7 @@ use common::stream::{Pace, tunnel};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use super::limits::Permit;
@@ -63,8 +64,15 @@ impl Streaming {
         Watch { pace: self.pace, _guard: guard, _permit: permit }
     }
 
-    /// Carries the bytes of an upgraded call both ways, in the background.
-    pub(crate) fn carry(self, tasks: &TaskTracker, client: OnUpgrade, node: OnUpgrade, permit: Option<Permit>) {
+    /// Carries the bytes of an upgraded call both ways, in the background, until `gone`.
+    pub(crate) fn carry(
+        self,
+        tasks: &TaskTracker,
+        client: OnUpgrade,
+        node: OnUpgrade,
+        permit: Option<Permit>,
+        gone: CancellationToken,
+    ) {
         let pace = self.pace;
         pace.heard();
         tasks.spawn(async move {
@@ -74,8 +82,11 @@ impl Streaming {
                 _ = pace.over() => return,
             };
             let Ok((client, node)) = joined else { return };
-            if let Err(late) = tunnel(TokioIo::new(client), TokioIo::new(node), &pace).await {
-                tracing::debug!(?late, "an upgraded connection is closed");
+            tokio::select! {
+                ended = tunnel(TokioIo::new(client), TokioIo::new(node), &pace) => if let Err(late) = ended {
+                    tracing::debug!(?late, "an upgraded connection is closed");
+                },
+                () = gone.cancelled() => tracing::debug!("an upgraded connection of a removed node is closed"),
             }
         });
     }

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use common::conduit::Conduit;
 use common::digest::Digest;
 use common::error::Chain;
-use common::ids::DeploymentId;
+use common::ids::{DeploymentId, NodeId};
 use common::invocation::Record;
-use common::protocol::calls;
+use common::protocol::{DEPLOYMENT, Renewal, calls};
 use futures_util::TryStreamExt as _;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body::Frame;
@@ -21,12 +22,13 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use store::Store;
 use store::artifacts::{Artifact, Artifacts};
 use tokio::io::AsyncReadExt as _;
-use tokio::net::UnixStream;
 use tokio::time::timeout;
 use tokio_util::io::ReaderStream;
 use tokio_util::sync::CancellationToken;
 
 use super::Fleet;
+use super::enrolment::{Enrolment, Refusal};
+use super::pass::Pass;
 use crate::edge::routes::Routes;
 
 /// How long a call's body may stand still.
@@ -34,6 +36,9 @@ const CHUNK_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Largest batch of records, in bytes. One record may hold a result of `MAX_RESPONSE_MB` in Base64.
 const MAX_RECORDS_BYTES: usize = 64 * 1024 * 1024;
+
+/// Largest request for a certificate, in bytes.
+const MAX_RENEWAL_BYTES: usize = 16 * 1024;
 
 /// Largest packed build, in bytes.
 const MAX_BUILD_BYTES: u64 = 2 * 1024 * 1024 * 1024;
@@ -49,6 +54,16 @@ pub(crate) struct Calls {
     pub(crate) artifacts: Artifacts,
     pub(crate) routes: Arc<Routes>,
     pub(crate) fleet: Fleet,
+    /// How nodes of other machines get their certificates; `None` where there is no node port.
+    pub(crate) enrolment: Option<Arc<Enrolment>>,
+}
+
+/// Whose calls they are.
+pub(super) struct Asker {
+    pub(super) node: NodeId,
+    pub(super) pass: Arc<Pass>,
+    /// Whether it is this machine's own agent, which could read the files themselves.
+    pub(super) is_local: bool,
 }
 
 /// Why a call failed. The sentence goes to the agent's log.
@@ -60,6 +75,10 @@ enum CallError {
     Unknown,
     #[error("the body is not what this call takes: {0}")]
     Invalid(String),
+    #[error("it was not placed on this node")]
+    NotPlaced,
+    #[error("there is no certificate for this node")]
+    Certificate(#[from] Refusal),
     #[error("the body stood still")]
     Slow,
     #[error("the body is over {0} bytes")]
@@ -74,7 +93,9 @@ impl CallError {
     fn status(&self) -> StatusCode {
         match self {
             Self::NotFound | Self::Unknown => StatusCode::NOT_FOUND,
-            Self::Invalid(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::NotPlaced | Self::Certificate(Refusal::Removed) => StatusCode::FORBIDDEN,
+            Self::Certificate(Refusal::Store(_) | Refusal::Late) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Invalid(_) | Self::Certificate(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Slow => StatusCode::REQUEST_TIMEOUT,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Store(store::Error::Unavailable(_)) => StatusCode::SERVICE_UNAVAILABLE,
@@ -83,14 +104,23 @@ impl CallError {
     }
 }
 
+impl Asker {
+    /// Whether it may have what was placed on it.
+    fn may(&self, is_placed: impl FnOnce(&Pass) -> bool) -> Result<(), CallError> {
+        if self.is_local || is_placed(&self.pass) { Ok(()) } else { Err(CallError::NotPlaced) }
+    }
+}
+
 impl Calls {
     /// Serves one connection to its end.
-    pub(super) async fn serve(self: Arc<Self>, stream: UnixStream, rest: BytesMut, stop: CancellationToken) {
-        let (read, write) = stream.into_split();
+    pub(super) async fn serve(self: Arc<Self>, stream: Conduit, rest: BytesMut, asker: Asker, stop: CancellationToken) {
+        let (read, write) = tokio::io::split(stream);
         let stream = tokio::io::join(std::io::Cursor::new(rest).chain(read), write);
+        let gone = asker.pass.gone.clone();
+        let asker = Arc::new(asker);
         let service = hyper::service::service_fn(move |request| {
-            let calls = self.clone();
-            async move { Ok::<_, Infallible>(calls.answer(request).await) }
+            let (calls, asker) = (self.clone(), asker.clone());
+            async move { Ok::<_, Infallible>(calls.answer(request, &asker).await) }
         });
         // An agent keeps its connections for as long as it lives: no deadline for the next head.
         let connection = http1::Builder::new()
@@ -100,6 +130,7 @@ impl Calls {
         let mut connection = std::pin::pin!(connection);
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
+            () = gone.cancelled() => return,
             () = stop.cancelled() => {
                 connection.as_mut().graceful_shutdown();
                 timeout(CHUNK_DEADLINE, connection).await.unwrap_or(Ok(()))
@@ -110,31 +141,48 @@ impl Calls {
         }
     }
 
-    async fn answer(&self, request: Request<Incoming>) -> Response<AnswerBody> {
+    async fn answer(&self, request: Request<Incoming>, asker: &Asker) -> Response<AnswerBody> {
         let path = request.uri().path().to_owned();
-        match self.act(request, &path).await {
+        match self.act(request, &path, asker).await {
             Ok(answer) => answer,
             Err(error) => {
-                if error.status().is_server_error() {
-                    tracing::warn!(path, error = %Chain(&error), "an agent's call failed");
+                if error.status().is_server_error() || matches!(error, CallError::NotPlaced) {
+                    tracing::warn!(node = %asker.node, path, error = %Chain(&error), "an agent's call failed");
                 }
                 text(error.status(), error.to_string())
             }
         }
     }
 
-    async fn act(&self, request: Request<Incoming>, path: &str) -> Result<Response<AnswerBody>, CallError> {
+    async fn act(
+        &self,
+        request: Request<Incoming>,
+        path: &str,
+        asker: &Asker,
+    ) -> Result<Response<AnswerBody>, CallError> {
         if request.method() == Method::POST && path == calls::RECORDS {
-            return self.take_records(request.into_body()).await;
+            return self.take_records(request.into_body(), asker).await;
+        }
+        if request.method() == Method::GET && path == calls::CLOCK {
+            return Ok(text(StatusCode::OK, chrono::Utc::now().to_rfc3339()));
+        }
+        if request.method() == Method::POST && path == calls::CERTIFICATE {
+            return self.renew(request.into_body(), asker).await;
         }
         if let (&Method::GET, Some(id)) = (request.method(), path.strip_prefix(calls::DEPLOYMENTS)) {
-            return self.deployment(id.parse().map_err(|_| CallError::NotFound)?);
+            let id = id.parse().map_err(|_| CallError::NotFound)?;
+            asker.may(|pass| pass.has(id))?;
+            return self.deployment(id);
         }
         let digest = |text: &str| text.parse::<Digest>().map_err(|_| CallError::NotFound);
         if let (&Method::GET, Some(text)) = (request.method(), path.strip_prefix(calls::ARCHIVES)) {
-            return self.send(Artifact::Archive(digest(text)?)).await;
+            let archive = digest(text)?;
+            asker.may(|pass| pass.has_any(|id| self.archive_of(*id) == Some(archive)))?;
+            return self.send(Artifact::Archive(archive)).await;
         }
         if let Some(text) = path.strip_prefix(calls::BUILDS) {
+            let deployment = request.headers().get(DEPLOYMENT).and_then(|id| id.to_str().ok()?.parse().ok());
+            asker.may(|pass| deployment.is_some_and(|id| pass.has(id)))?;
             let artifact = Artifact::Build(digest(text)?);
             match *request.method() {
                 Method::GET => return self.send(artifact).await,
@@ -157,11 +205,32 @@ impl Calls {
         Ok(answer)
     }
 
-    async fn take_records(&self, body: Incoming) -> Result<Response<AnswerBody>, CallError> {
+    /// The archive of a version that serves or is being built.
+    fn archive_of(&self, id: DeploymentId) -> Option<Digest> {
+        let served = self.routes.now().by_deployment(id).map(|route| route.spec.archive);
+        served.or_else(|| self.fleet.pending(id).map(|spec| spec.archive))
+    }
+
+    async fn renew(&self, body: Incoming, asker: &Asker) -> Result<Response<AnswerBody>, CallError> {
+        let enrolment = self.enrolment.as_ref().filter(|_| !asker.is_local).ok_or(CallError::Unknown)?;
+        let body = timeout(CHUNK_DEADLINE, Limited::new(body, MAX_RENEWAL_BYTES).collect()).await;
+        let bytes = body.map_err(|_| CallError::Slow)?.map_err(|error| CallError::Invalid(error.to_string()))?;
+        let renewal: Renewal =
+            serde_json::from_slice(&bytes.to_bytes()).map_err(|error| CallError::Invalid(error.to_string()))?;
+        let credential = enrolment.renew(asker.node, &renewal.request).await?;
+        let json = serde_json::to_vec(&credential).expect("a credential is words and numbers");
+        Ok(Response::new(full(json.into())))
+    }
+
+    async fn take_records(&self, body: Incoming, asker: &Asker) -> Result<Response<AnswerBody>, CallError> {
         let body = timeout(CHUNK_DEADLINE, Limited::new(body, MAX_RECORDS_BYTES).collect()).await;
         let bytes = body.map_err(|_| CallError::Slow)?.map_err(|error| CallError::Invalid(error.to_string()))?;
-        let records: Vec<Record> =
+        let mut records: Vec<Record> =
             serde_json::from_slice(&bytes.to_bytes()).map_err(|error| CallError::Invalid(error.to_string()))?;
+        if !asker.is_local {
+            // Of the node, too, the certificate has the last word.
+            records.iter_mut().for_each(|record| record.node = asker.node);
+        }
         self.store.insert_records(&records).await?;
         let mut answer = Response::new(full(Bytes::new()));
         *answer.status_mut() = StatusCode::NO_CONTENT;

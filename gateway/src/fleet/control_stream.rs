@@ -6,19 +6,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use common::conduit::Conduit;
 use common::error::Chain;
-use common::ids::NodeId;
-use common::protocol::{AgentMessage, GatewayMessage, HEARTBEAT_MS, MAX_FRAME_BYTES, VERSION};
+use common::protocol::{AgentMessage, GatewayMessage, HEARTBEAT_MS, Hello, MAX_FRAME_BYTES, VERSION};
 use futures_util::{SinkExt as _, StreamExt as _};
-use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::codec::{Framed, FramedParts, LengthDelimitedCodec};
 use tokio_util::sync::CancellationToken;
 
-use super::Fleet;
+use super::calls::Calls;
+use super::roster::Stranger;
 use super::stock::NodeLink;
-use crate::edge::routes::Routes;
+use super::{Fleet, roster};
 
 /// A node that is silent for so long is gone.
 const SILENCE: Duration = Duration::from_millis(5 * HEARTBEAT_MS);
@@ -26,7 +26,7 @@ const SILENCE: Duration = Duration::from_millis(5 * HEARTBEAT_MS);
 /// How long a node may take to take an order.
 const SEND_DEADLINE: Duration = Duration::from_secs(5);
 
-type Frames = Framed<UnixStream, LengthDelimitedCodec>;
+type Frames = Framed<Conduit, LengthDelimitedCodec>;
 
 /// Tells one control stream of a node from the next.
 static STREAMS: AtomicU64 = AtomicU64::new(0);
@@ -40,6 +40,8 @@ enum End {
     Silent,
     #[error("a newer stream of the same node took its place")]
     Replaced,
+    #[error("the node was removed from the fleet")]
+    Removed,
     #[error("this gateway stops")]
     Stopping,
     #[error("the node did not register first")]
@@ -59,19 +61,20 @@ enum Event {
 
 /// Serves one stream from its registration to its end.
 pub(super) async fn run(
-    stream: UnixStream,
+    stream: Conduit,
     rest: BytesMut,
-    node: NodeId,
+    hello: &Hello,
     fleet: &Fleet,
-    routes: &Routes,
+    calls: &Calls,
     stop: CancellationToken,
 ) {
     let mut parts = FramedParts::new::<Bytes>(stream, codec());
     parts.read_buf = rest;
     let mut frames = Framed::from_parts(parts);
     let this = STREAMS.fetch_add(1, Ordering::Relaxed);
+    let node = hello.node;
     let link = fleet.link_of(node);
-    let end = match register(&mut frames, &link, this, fleet, routes, &stop).await {
+    let end = match register(&mut frames, &link, this, fleet, calls, hello.protocol, &stop).await {
         Ok(mut orders) => serve(&mut frames, &link, this, fleet, &mut orders, &stop).await,
         Err(end) => end,
     };
@@ -83,7 +86,7 @@ pub(super) async fn run(
 }
 
 /// Says why a node is not taken.
-pub(super) async fn refuse(stream: UnixStream, refusal: GatewayMessage) {
+pub(super) async fn refuse(stream: Conduit, refusal: GatewayMessage) {
     let mut frames = Framed::new(stream, codec());
     if let Err(error) = say(&mut frames, &refusal).await {
         tracing::debug!(%error, "a refused node did not wait for the reason");
@@ -99,24 +102,28 @@ async fn register(
     link: &std::sync::Arc<NodeLink>,
     this: u64,
     fleet: &Fleet,
-    routes: &Routes,
+    calls: &Calls,
+    protocol: u32,
     stop: &CancellationToken,
 ) -> Result<mpsc::Receiver<GatewayMessage>, End> {
     let first = tokio::select! {
         first = hear(frames, Instant::now() + SILENCE) => first?,
         () = stop.cancelled() => return Err(End::Stopping),
     };
-    let AgentMessage::Register { name, max_connections, deployments } = first else {
+    let AgentMessage::Register { name, max_connections, deployments, labels } = first else {
         return Err(End::NotRegistered);
     };
     link.max_connections.store(max_connections, Ordering::Relaxed);
     say(frames, &GatewayMessage::Welcome { protocol: VERSION }).await?;
-    let unwanted = fleet.unwanted(deployments, |id| routes.now().serves(id));
+    let unwanted = fleet.unwanted(deployments, |id| calls.routes.now().serves(id));
     if !unwanted.is_empty() {
         say(frames, &GatewayMessage::Retire { deployments: unwanted }).await?;
     }
     tracing::info!(node = %link.node, name, max_connections, "node linked");
-    Ok(fleet.register(link, this))
+    let (noting, store, node) = (fleet.clone(), calls.store.clone(), link.node);
+    // The database is on nobody's way here.
+    fleet.0.stocks.tasks().spawn(async move { roster::note_linked(&noting, &*store, node, &name, &labels).await });
+    Ok(fleet.register(link, this, protocol))
 }
 
 async fn serve(
@@ -133,6 +140,7 @@ async fn serve(
             said = hear(frames, deadline) => said.map(Event::Said),
             order = orders.recv() => order.map(Event::Order).ok_or(End::Replaced),
             () = link.ring.notified() => Ok(Event::Shortage),
+            () = link.pass.gone.cancelled() => Err(End::Removed),
             () = stop.cancelled() => Err(End::Stopping),
         };
         let done = match event {
@@ -150,6 +158,10 @@ async fn serve(
             Err(end) => Err(end),
         };
         if let Err(end) = done {
+            if let End::Removed = end {
+                // So that its log says why; whether it is read does not matter.
+                say(frames, &GatewayMessage::Refused { reason: Stranger::Removed.to_string() }).await.ok();
+            }
             return end;
         }
     }

@@ -11,6 +11,7 @@ use common::digest::Digest;
 use common::function::DeploymentSpec;
 use common::ids::{DeploymentId, NodeId};
 use common::protocol::{GatewayMessage, NodeState, Warm};
+use store::fleet::{Duty, Node as KnownNode};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::timeout;
@@ -18,16 +19,24 @@ use tokio::time::timeout;
 use crate::edge::placement;
 use crate::metrics::Metrics;
 
+pub(crate) mod authority;
 mod build;
 pub(crate) mod calls;
+pub(crate) mod config;
 mod control_stream;
+pub(crate) mod enrolment;
 mod homes;
 pub(crate) mod link;
+pub(crate) mod node_port;
+mod pass;
+pub(crate) mod reception;
+pub(crate) mod roster;
 pub(crate) mod stock;
 pub(crate) mod warmth;
 
 pub(crate) use build::BuildEvents;
 use homes::Homes;
+use pass::Pass;
 use stock::{Lease, NodeLink, Stock, Stocks};
 
 /// Most orders that wait to be sent on one control stream.
@@ -47,6 +56,10 @@ pub(crate) struct Fleet(Arc<Inner>);
 
 struct Inner {
     nodes: Mutex<HashMap<NodeId, Node>>,
+    /// What the nodes may ask for; kept while a node is away. Never locked before `nodes` is.
+    passes: Mutex<HashMap<NodeId, Arc<Pass>>>,
+    /// Who belongs to the fleet, as the database said last.
+    roster: ArcSwap<HashMap<NodeId, KnownNode>>,
     /// The nodes that have registered, as the invoke path reads them.
     picture: ArcSwap<Vec<Linked>>,
     /// Where answers are kept for who asks again.
@@ -75,6 +88,8 @@ struct Control {
     orders: mpsc::Sender<GatewayMessage>,
     /// What it was told to keep warm.
     kept: Option<Vec<Warm>>,
+    /// What the node speaks.
+    protocol: u32,
 }
 
 /// A node that takes calls.
@@ -83,6 +98,10 @@ pub(crate) struct Linked {
     pub(crate) link: Arc<NodeLink>,
     /// What it said last.
     pub(crate) state: Arc<NodeState>,
+    /// What the operator lets it do.
+    pub(crate) duty: Duty,
+    /// What it speaks.
+    pub(crate) protocol: u32,
 }
 
 thread_local! {
@@ -101,6 +120,8 @@ impl Fleet {
         let control = stocks.open(control);
         Self(Arc::new(Inner {
             nodes: Mutex::default(),
+            passes: Mutex::default(),
+            roster: ArcSwap::default(),
             picture: ArcSwap::default(),
             homes: Homes::default(),
             changed: Notify::new(),
@@ -128,11 +149,15 @@ impl Fleet {
         self.once_linked(|| self.place(deployment)).await
     }
 
-    /// The node for a call that runs once, known by `key`: always the same. `None` when that one is not linked in time.
-    pub(crate) async fn home(&self, key: &Digest) -> Option<Arc<NodeLink>> {
+    /// The node for a call that runs once, known by `key`: always the same. `None` when that one is not linked in
+    /// time, or is drained.
+    pub(crate) async fn home(&self, key: &Digest, deployment: DeploymentId) -> Option<Arc<NodeLink>> {
         self.once_linked(|| {
             let home = self.0.homes.of(key, Instant::now())?;
-            self.nodes().iter().find(|node| node.link.node == home).map(|node| node.link.clone())
+            let nodes = self.nodes();
+            let node = nodes.iter().find(|node| node.link.node == home && node.duty != Duty::Draining)?;
+            node.link.pass.place(deployment);
+            Some(node.link.clone())
         })
         .await
     }
@@ -156,8 +181,11 @@ impl Fleet {
 
     fn place(&self, deployment: DeploymentId) -> Option<Arc<NodeLink>> {
         let nodes = self.nodes();
-        let candidates = nodes.iter().map(|node| placement::Candidate { node: node.link.node, state: &node.state });
-        placement::choose(candidates, deployment).map(|place| nodes[place].link.clone())
+        let candidates =
+            nodes.iter().map(|node| placement::Candidate { node: node.link.node, state: &node.state, duty: node.duty });
+        let link = placement::choose(candidates, deployment).map(|place| nodes[place].link.clone())?;
+        link.pass.place(deployment);
+        Some(link)
     }
 
     /// A connection to a node for a call on this edge thread; `None` when there is none in time.
@@ -180,6 +208,7 @@ impl Fleet {
         if deployments.is_empty() {
             return;
         }
+        lock(&self.0.passes).values().for_each(|pass| pass.retire(deployments));
         for node in lock(&self.0.nodes).values() {
             let Some(control) = &node.control else { continue };
             let order = GatewayMessage::Retire { deployments: deployments.to_vec() };
@@ -201,21 +230,60 @@ impl Fleet {
         self.0.stocks.close().await;
     }
 
+    /// Takes in what the database says of the nodes. Those that were removed lose every connection at once.
+    fn know(&self, known: Vec<KnownNode>) {
+        // One without a certificate is on our own machine, and comes back when its agent does.
+        let is_removed = |node: &KnownNode| node.duty == Duty::Removed && node.certificate.is_some();
+        let removed: Vec<_> = known.iter().filter(|node| is_removed(node)).map(|node| node.id).collect();
+        self.0.roster.store(Arc::new(known.into_iter().map(|node| (node.id, node)).collect()));
+        let mut nodes = lock(&self.0.nodes);
+        let mut passes = lock(&self.0.passes);
+        for id in removed {
+            if let Some(pass) = passes.remove(&id) {
+                pass.gone.cancel();
+            }
+            if let Some(node) = nodes.remove(&id) {
+                self.0.stocks.forget(&node.link);
+            }
+        }
+        drop(passes);
+        self.redraw(&nodes);
+    }
+
+    /// What the database said last of the nodes.
+    pub(crate) fn roster(&self) -> Arc<HashMap<NodeId, KnownNode>> {
+        self.0.roster.load_full()
+    }
+
+    /// What a node may do; `None` when it is not known.
+    fn duty(&self, node: NodeId) -> Option<Duty> {
+        self.0.roster.load().get(&node).map(|node| node.duty)
+    }
+
+    /// How many calls and builds of this gateway a node has.
+    pub(crate) fn in_use(&self, link: &NodeLink) -> u32 {
+        self.0.stocks.in_use(link)
+    }
+
+    fn pass_of(&self, node: NodeId) -> Arc<Pass> {
+        lock(&self.0.passes).entry(node).or_default().clone()
+    }
+
     fn link_of(&self, node: NodeId) -> Arc<NodeLink> {
         let mut nodes = lock(&self.0.nodes);
         let entry = nodes.entry(node).or_insert_with(|| Node {
-            link: Arc::new(NodeLink::new(node)),
+            link: Arc::new(NodeLink::new(node, self.pass_of(node))),
             control: None,
             state: Arc::default(),
         });
         entry.link.clone()
     }
 
-    fn register(&self, link: &NodeLink, stream: u64) -> mpsc::Receiver<GatewayMessage> {
+    fn register(&self, link: &NodeLink, stream: u64, protocol: u32) -> mpsc::Receiver<GatewayMessage> {
         let (orders, inbox) = mpsc::channel(MAX_ORDERS);
         let mut nodes = lock(&self.0.nodes);
         if let Some(node) = nodes.get_mut(&link.node) {
-            node.control = Some(Control { stream, orders, kept: None });
+            node.control = Some(Control { stream, orders, kept: None, protocol });
         }
         self.redraw(&nodes);
         inbox
@@ -246,9 +314,15 @@ impl Fleet {
     }
 
     fn redraw(&self, nodes: &HashMap<NodeId, Node>) {
-        let linked = nodes.values().filter(|node| node.control.is_some());
-        let mut picture: Vec<_> =
-            linked.map(|node| Linked { link: node.link.clone(), state: node.state.clone() }).collect();
+        let linked = nodes.values().filter_map(|node| Some((node, node.control.as_ref()?.protocol)));
+        let mut picture: Vec<_> = linked
+            .map(|(node, protocol)| Linked {
+                link: node.link.clone(),
+                state: node.state.clone(),
+                duty: self.duty(node.link.node).unwrap_or_default(),
+                protocol,
+            })
+            .collect();
         picture.sort_unstable_by_key(|node| node.link.node);
         self.0.metrics.nodes.set(i64::try_from(picture.len()).unwrap_or(i64::MAX));
         self.0.homes.note(picture.iter().map(|node| node.link.node), Instant::now());

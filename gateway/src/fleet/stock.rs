@@ -3,12 +3,12 @@
 //! node's reserve, bound to no thread yet, until a stock runs short.
 
 use std::collections::VecDeque;
-use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use common::conduit::Loose;
 use common::ids::NodeId;
 use common::interrupt::Interrupt;
 use http_body_util::{Either, Full};
@@ -20,6 +20,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::pass::Pass;
 use crate::edge::body::ClientBody;
 
 #[cfg(test)]
@@ -45,6 +46,7 @@ type Sender = SendRequest<Payload>;
 /// A node, as the stocks know it.
 pub(crate) struct NodeLink {
     pub(crate) node: NodeId,
+    pub(crate) pass: Arc<Pass>,
     /// Work connections that are open; the agent has a limit for them.
     open: AtomicU32,
     /// That limit.
@@ -58,7 +60,7 @@ pub(crate) struct NodeLink {
 
 /// A connection that was dialled and is bound to no thread yet.
 struct Dialled {
-    stream: UnixStream,
+    stream: Loose,
     open: Open,
 }
 
@@ -72,9 +74,10 @@ impl Drop for Open {
 }
 
 impl NodeLink {
-    pub(crate) fn new(node: NodeId) -> Self {
+    pub(crate) fn new(node: NodeId, pass: Arc<Pass>) -> Self {
         Self {
             node,
+            pass,
             open: AtomicU32::new(0),
             max_connections: AtomicU32::new(u32::MAX),
             wanted: AtomicU32::new(0),
@@ -163,7 +166,7 @@ impl Stocks {
 
     /// Takes in a connection that `link`'s agent dialled: for the stock where most calls wait for one, else for
     /// the reserve. One too many is closed.
-    pub(crate) fn deliver(&self, link: &Arc<NodeLink>, stream: UnixStream) {
+    pub(crate) fn deliver(&self, link: &Arc<NodeLink>, stream: Loose) {
         link.open.fetch_add(1, Ordering::Relaxed);
         let dialled = Dialled { stream, open: Open(link.clone()) };
         let mut reserve = lock(&link.reserve);
@@ -254,6 +257,13 @@ impl Stocks {
         drop(richest.and_then(|stock| stock.pop(node)));
     }
 
+    /// How many of a node's connections have a call or a build.
+    pub(crate) fn in_use(&self, link: &NodeLink) -> u32 {
+        let idle: usize = lock(&self.all).iter().map(|stock| stock.idle(link.node)).sum();
+        let unused = u32::try_from(idle + lock(&link.reserve).len()).unwrap_or(u32::MAX);
+        link.open.load(Ordering::Relaxed).saturating_sub(unused)
+    }
+
     /// Closes what is idle of a node that is gone, and sends those away who wait for it.
     pub(crate) fn forget(&self, link: &NodeLink) {
         lock(&link.reserve).clear();
@@ -339,8 +349,8 @@ impl Stock {
     fn adopt(self: &Arc<Self>, node: NodeId, dialled: Dialled) {
         let (stock, stop) = (self.clone(), self.stop.clone());
         let drive = async move {
-            let Dialled { stream, open: _open } = dialled;
-            let stream = match tokio::net::UnixStream::from_std(stream) {
+            let Dialled { stream, open } = dialled;
+            let stream = match stream.bind() {
                 Ok(stream) => stream,
                 Err(error) => return tracing::warn!(%error, "a work connection cannot be watched"),
             };
@@ -348,12 +358,16 @@ impl Stock {
             let connection = connection.with_upgrades();
             stock.put(node, sender);
             drop(stock);
-            let mut stop = Interrupt::new(stop.cancelled_owned());
+            let gone = open.0.pass.gone.clone();
+            let mut stop = Interrupt::new(async move {
+                tokio::select! { () = stop.cancelled() => {}, () = gone.cancelled() => {} }
+            });
             tokio::select! {
                 biased;
                 result = connection => if let Err(error) = result { tracing::debug!(%error, "work connection") },
                 () = stop.come() => {}
             }
+            drop(open);
         };
         self.tasks.spawn_on(drive, &self.runtime);
     }

@@ -2,12 +2,14 @@
 //! come and go, when the routes are swapped, and when a version with `min_warm` is about to serve.
 
 use std::cmp::Reverse;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use common::function::{Contract, DeploymentSpec};
 use common::ids::{DeploymentId, NodeId};
 use common::protocol::{GatewayMessage, MAX_KEPT, Warm};
+use store::fleet::Duty;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -119,10 +121,14 @@ impl Fleet {
         wishes.dedup();
         let mut nodes = lock(&self.0.nodes);
         let mut linked: Vec<_> =
-            nodes.iter_mut().filter_map(|(id, node)| Some((*id, node.control.as_mut()?))).collect();
-        linked.sort_by_key(|(id, _)| *id);
-        let ids: Vec<_> = linked.iter().map(|(id, _)| *id).collect();
-        for ((id, control), mut warm) in linked.into_iter().zip(spread(&ids, &wishes)) {
+            nodes.iter_mut().filter_map(|(id, node)| Some((*id, &node.link, node.control.as_mut()?))).collect();
+        linked.sort_by_key(|(id, ..)| *id);
+        // What gets no new calls keeps nothing for them.
+        let is_active = |id: &NodeId| self.duty(*id).unwrap_or_default() == Duty::Active;
+        let ids: Vec<_> = linked.iter().map(|(id, ..)| *id).filter(is_active).collect();
+        let mut parts: HashMap<_, _> = ids.iter().copied().zip(spread(&ids, &wishes)).collect();
+        for (id, link, control) in linked {
+            let mut warm = parts.remove(&id).unwrap_or_default();
             if warm.len() > MAX_KEPT {
                 tracing::warn!(node = %id, versions = warm.len(), "more are to be kept warm than a node can be told");
                 warm.truncate(MAX_KEPT);
@@ -130,6 +136,7 @@ impl Fleet {
             if control.kept.as_ref() == Some(&warm) {
                 continue;
             }
+            warm.iter().for_each(|warm| link.pass.place(warm.deployment));
             // A node that takes no orders now is told at the next change.
             if control.orders.try_send(GatewayMessage::Keep { warm: warm.clone() }).is_ok() {
                 control.kept = Some(warm);

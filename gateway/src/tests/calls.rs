@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use common::ids::NodeId;
+use common::labels::Labels;
 use common::protocol::{AgentMessage, GatewayMessage, Hello, Kind, VERSION};
 use futures_util::StreamExt as _;
 use http_body_util::Full;
@@ -335,7 +336,12 @@ async fn agents_that_are_turned_away() {
     // A node that was away gets to know which of its deployments nobody wants.
     let stale = common::ids::DeploymentId::new();
     let mut back = frames(dial(&house.socket, &hello(VERSION, Kind::Control)).await);
-    let register = AgentMessage::Register { name: "n".into(), max_connections: 1, deployments: vec![stale] };
+    let register = AgentMessage::Register {
+        name: "n".into(),
+        max_connections: 1,
+        deployments: vec![stale],
+        labels: Labels::default(),
+    };
     assert!(say(&mut back, &register).await);
     let mut orders = Vec::new();
     for _ in 0..2 {

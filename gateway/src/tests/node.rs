@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use common::ids::NodeId;
+use common::labels::Labels;
 use common::protocol::{
     AgentMessage, BuildEvent, GatewayMessage, HEARTBEAT_MS, Hello, Kind, NodeState, ORDER, ORDER_BUILD, OUTCOME,
     TIMING, TOOK_US, VERSION,
@@ -105,7 +106,12 @@ impl Peer {
 
     async fn control(self: Arc<Self>, stream: UnixStream) {
         let mut frames = frames(stream);
-        let register = AgentMessage::Register { name: "peer".into(), max_connections: 100, deployments: vec![] };
+        let register = AgentMessage::Register {
+            name: "peer".into(),
+            max_connections: 100,
+            deployments: vec![],
+            labels: Labels::default(),
+        };
         assert!(say(&mut frames, &register).await);
         let mut beat = tokio::time::interval(Duration::from_millis(HEARTBEAT_MS));
         loop {

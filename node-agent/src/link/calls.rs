@@ -8,14 +8,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use chrono::{DateTime, Utc};
 use common::digest::{Digest, Hasher};
 use common::function::DeploymentSpec;
 use common::ids::DeploymentId;
 use common::invocation::Record;
-use common::protocol::{Kind, calls};
+use common::protocol::{Credential, DEPLOYMENT, Kind, Renewal, calls};
 use futures_util::TryStreamExt as _;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST};
-use http::{Method, Request, Response, StatusCode};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Empty, Full, Limited, StreamBody};
 use hyper::body::Incoming;
@@ -30,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::Dialer;
+use super::dial::DialError;
 
 /// Most calls under way; others wait their turn.
 const MAX_CALLS: usize = 8;
@@ -50,8 +52,8 @@ const READ_BYTES: usize = 64 * 1024;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CallError {
     /// No connection.
-    #[error("the gateway's socket cannot be reached")]
-    Dial(#[source] io::Error),
+    #[error(transparent)]
+    Dial(#[from] DialError),
     /// The connection broke.
     #[error("a call to the gateway broke off")]
     Broken(#[source] hyper::Error),
@@ -130,7 +132,7 @@ impl Calls {
             let body = || Full::new(json.clone()).map_err(|never| match never {}).boxed_unsync();
             let post = || {
                 let mut request = request(Method::POST, calls::RECORDS, body());
-                request.headers_mut().insert(CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
+                request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
                 Ok(request)
             };
             found(self.send(&post).await?)
@@ -143,21 +145,59 @@ impl Calls {
 
     /// Fetches an archive into `into`; false when there is none. Its digest is checked.
     pub(crate) async fn fetch_archive(&self, digest: Digest, into: &Path, max_bytes: u64) -> Result<bool, CallError> {
-        let fetched = within(TRANSFER_DEADLINE, self.fetch(&calls::archive(digest), into, max_bytes)).await?;
+        let fetched = within(TRANSFER_DEADLINE, self.fetch(&calls::archive(digest), None, into, max_bytes)).await?;
         match fetched {
             Some(got) if got != digest => Err(CallError::Digest(digest)),
             fetched => Ok(fetched.is_some()),
         }
     }
 
-    /// Fetches a packed build into `into`; false when there is none.
-    pub(crate) async fn fetch_build(&self, digest: Digest, into: &Path, max_bytes: u64) -> Result<bool, CallError> {
-        let fetched = within(TRANSFER_DEADLINE, self.fetch(&calls::build(digest), into, max_bytes)).await?;
+    /// Fetches a packed build of a deployment into `into`; false when there is none.
+    pub(crate) async fn fetch_build(
+        &self,
+        of: DeploymentId,
+        digest: Digest,
+        into: &Path,
+        max_bytes: u64,
+    ) -> Result<bool, CallError> {
+        let path = calls::build(digest);
+        let fetched = within(TRANSFER_DEADLINE, self.fetch(&path, Some(of), into, max_bytes)).await?;
         Ok(fetched.is_some())
     }
 
-    /// Stores a packed build.
-    pub(crate) async fn put_build(&self, digest: Digest, file: &Path) -> Result<(), CallError> {
+    /// What the gateway's clock says.
+    pub(crate) async fn clock(&self) -> Result<DateTime<Utc>, CallError> {
+        within(CALL_DEADLINE, async {
+            let answer = self.send(&|| Ok(request(Method::GET, calls::CLOCK, empty()))).await?;
+            let Some(answer) = found(answer).await? else {
+                return Err(CallError::Refused { status: 404, reason: "this gateway is older".into() });
+            };
+            let bytes = Limited::new(answer.into_body(), MAX_ANSWER_BYTES).collect().await;
+            let bytes = bytes.map_err(|error| CallError::Answer(error.to_string()))?.to_bytes();
+            let time = DateTime::parse_from_rfc3339(&String::from_utf8_lossy(&bytes));
+            time.map(Into::into).map_err(|error| CallError::Answer(error.to_string()))
+        })
+        .await
+    }
+
+    /// A certificate for the key of a signing request.
+    pub(crate) async fn renew_certificate(&self, request: String) -> Result<Credential, CallError> {
+        let json = Bytes::from(serde_json::to_vec(&Renewal { request }).expect("a renewal is a word"));
+        within(CALL_DEADLINE, async {
+            let body = || Full::new(json.clone()).map_err(|never| match never {}).boxed_unsync();
+            let answer = self.send(&|| Ok(self::request(Method::POST, calls::CERTIFICATE, body()))).await?;
+            let Some(answer) = found(answer).await? else {
+                return Err(CallError::Refused { status: 404, reason: "this gateway gives no certificates".into() });
+            };
+            let bytes = Limited::new(answer.into_body(), MAX_ANSWER_BYTES).collect().await;
+            let bytes = bytes.map_err(|error| CallError::Answer(error.to_string()))?.to_bytes();
+            serde_json::from_slice(&bytes).map_err(|error| CallError::Answer(error.to_string()))
+        })
+        .await
+    }
+
+    /// Stores a packed build of a deployment.
+    pub(crate) async fn put_build(&self, of: DeploymentId, digest: Digest, file: &Path) -> Result<(), CallError> {
         within(TRANSFER_DEADLINE, async {
             let path = calls::build(digest);
             let put = || {
@@ -167,6 +207,7 @@ impl Calls {
                 let body = StreamBody::new(chunks.map_ok(http_body::Frame::data)).boxed_unsync();
                 let mut request = request(Method::PUT, &path, body);
                 request.headers_mut().insert(CONTENT_LENGTH, length.into());
+                request.headers_mut().insert(DEPLOYMENT, named(of));
                 Ok(request)
             };
             match found(self.send(&put).await?).await? {
@@ -177,8 +218,19 @@ impl Calls {
         .await
     }
 
-    async fn fetch(&self, path: &str, into: &Path, max_bytes: u64) -> Result<Option<Digest>, CallError> {
-        let answer = self.send(&|| Ok(request(Method::GET, path, empty()))).await?;
+    async fn fetch(
+        &self,
+        path: &str,
+        of: Option<DeploymentId>,
+        into: &Path,
+        max_bytes: u64,
+    ) -> Result<Option<Digest>, CallError> {
+        let get = || {
+            let mut request = request(Method::GET, path, empty());
+            request.headers_mut().extend(of.map(|of| (HeaderName::from_static(DEPLOYMENT), named(of))));
+            Ok(request)
+        };
+        let answer = self.send(&get).await?;
         let Some(answer) = found(answer).await? else { return Ok(None) };
         let mut body = answer.into_body();
         let mut file = File::create(into).await.map_err(CallError::File)?;
@@ -216,7 +268,7 @@ impl Calls {
     }
 
     async fn connect(&self) -> Result<SendRequest<CallBody>, CallError> {
-        let stream = self.dialer.dial(Kind::Calls).await.map_err(CallError::Dial)?;
+        let stream = self.dialer.dial(Kind::Calls).await?;
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(CallError::Broken)?;
         let stop = self.stop.clone();
         self.tasks.spawn(async move {
@@ -249,6 +301,10 @@ async fn within<T>(deadline: Duration, call: impl Future<Output = Result<T, Call
     timeout(deadline, call).await.unwrap_or(Err(CallError::Deadline))
 }
 
+fn named(deployment: DeploymentId) -> HeaderValue {
+    HeaderValue::try_from(deployment.to_string()).expect("an id is a valid header value")
+}
+
 fn empty() -> CallBody {
     Empty::new().map_err(|never| match never {}).boxed_unsync()
 }
@@ -257,7 +313,7 @@ fn request(method: Method, path: &str, body: CallBody) -> Request<CallBody> {
     let mut request = Request::new(body);
     *request.method_mut() = method;
     *request.uri_mut() = path.parse().expect("paths of calls are made of digests and ids");
-    request.headers_mut().insert(HOST, http::HeaderValue::from_static("gateway"));
+    request.headers_mut().insert(HOST, HeaderValue::from_static("gateway"));
     request
 }
 

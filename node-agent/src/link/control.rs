@@ -4,14 +4,15 @@ use std::io;
 use std::time::Duration;
 
 use bytes::Bytes;
+use common::conduit::Conduit;
 use common::protocol::{AgentMessage, GatewayMessage, HEARTBEAT_MS, Kind, MAX_FRAME_BYTES};
 use futures_util::{SinkExt as _, StreamExt as _};
-use tokio::net::UnixStream;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::codec::{Framed, LengthDelimitedCodec};
 use tokio_util::sync::CancellationToken;
 
 use super::Link;
+use super::dial::{DialError, explain_refusal};
 use super::work::{Session, Work};
 
 /// How long the gateway may take to welcome us, or to take a frame.
@@ -20,8 +21,8 @@ const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
 /// Why a control stream ended.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ControlError {
-    #[error("the gateway's socket cannot be reached")]
-    Dial(#[source] io::Error),
+    #[error(transparent)]
+    Dial(#[from] DialError),
     #[error("the gateway refused this node: {0}")]
     Refused(String),
     #[error("the gateway closed the control stream")]
@@ -32,7 +33,14 @@ pub(super) enum ControlError {
     Deadline,
 }
 
-type Frames = Framed<UnixStream, LengthDelimitedCodec>;
+impl ControlError {
+    /// Whether the gateway is there and will not have this node.
+    pub(super) fn is_refusal(&self) -> bool {
+        matches!(self, Self::Refused(_) | Self::Dial(DialError::Refused(_) | DialError::Foreign(_)))
+    }
+}
+
+type Frames = Framed<Conduit, LengthDelimitedCodec>;
 
 enum Event {
     Heard(Option<io::Result<bytes::BytesMut>>),
@@ -44,7 +52,7 @@ enum Event {
 pub(super) async fn run(link: &Link, work: &Work, leave: &CancellationToken) -> Result<(), ControlError> {
     let joined = tokio::select! { joined = join(link) => joined, () = leave.cancelled() => return Ok(()) };
     let mut frames = joined?;
-    tracing::info!(socket = %link.socket().display(), "linked with the gateway");
+    tracing::info!(gateway = %link.dialer.way, node = %link.dialer.node, "linked with the gateway");
     link.readiness.set(true);
     let session = work.begin();
     let mut heartbeat = interval(Duration::from_millis(HEARTBEAT_MS));
@@ -65,17 +73,18 @@ pub(super) async fn run(link: &Link, work: &Work, leave: &CancellationToken) -> 
 }
 
 async fn join(link: &Link) -> Result<Frames, ControlError> {
-    let stream = link.dialer.dial(Kind::Control).await.map_err(ControlError::Dial)?;
+    let stream = link.dialer.dial(Kind::Control).await?;
     let codec = LengthDelimitedCodec::builder().max_frame_length(MAX_FRAME_BYTES).new_codec();
     let mut frames = Framed::new(stream, codec);
     let register = AgentMessage::Register {
         name: link.name.clone(),
         max_connections: link.args.link_max_connections,
         deployments: link.orders.state().warm,
+        labels: link.labels.clone(),
     };
     say(&mut frames, &register).await?;
     let first = timeout(ANSWER_DEADLINE, frames.next()).await.map_err(|_| ControlError::Deadline)?;
-    let frame = first.ok_or(ControlError::Closed)??;
+    let frame = first.ok_or(ControlError::Closed)?.map_err(explain_refusal)?;
     match serde_json::from_slice(&frame).map_err(io::Error::from)? {
         GatewayMessage::Welcome { .. } => Ok(frames),
         GatewayMessage::Refused { reason } => Err(ControlError::Refused(reason)),

@@ -1,19 +1,22 @@
 //! The link against a gateway's end of it: real sockets, frames and HTTP.
 
 use std::collections::VecDeque;
+use std::path::PathBuf;
 use std::sync::Mutex;
 
 use common::digest::Digest;
 use common::function::{DeploymentSpec, Limits};
-use common::protocol::{AgentMessage, GatewayMessage, MAX_HELLO_BYTES};
+use common::ids::NodeId;
+use common::protocol::{AgentMessage, GatewayMessage, Hello, Kind, MAX_HELLO_BYTES, VERSION};
 use futures_util::{SinkExt as _, StreamExt as _};
 use http_body_util::{BodyExt as _, Full};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use prometheus::Registry;
 use tokio::io::AsyncReadExt as _;
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Notify, Semaphore};
+use tokio::time::timeout;
 use tokio_util::codec::{Framed, LengthDelimitedCodec};
 
 use super::calls::{CallError, Calls};
@@ -40,7 +43,7 @@ impl Gateway {
     }
 
     fn dialer(&self) -> Dialer {
-        Dialer { socket: self.socket(), node: NodeId::new() }
+        Dialer { way: Way::Unix(self.socket()), node: NodeId::new() }
     }
 
     /// The next connection of a kind.
@@ -153,6 +156,7 @@ fn start(gateway: &Gateway) -> Agent {
     let (stops, readiness) = (Stops::default(), Readiness::default());
     let link = Link {
         dialer: gateway.dialer(),
+        labels: Labels::default(),
         name: "test".into(),
         args: LinkArgs { link_max_connections: 8, link_idle_connections: 2 },
         orders: Arc::clone(&orders) as Arc<dyn Orders>,
@@ -302,8 +306,8 @@ async fn calls() {
     let wrong = calls.fetch_archive(Digest::of(b"other"), &file, 100).await;
     assert!(matches!(wrong, Err(CallError::Digest(_))));
     std::fs::write(&file, "packed").unwrap();
-    calls.put_build(Digest::of(b"build"), &file).await.unwrap();
-    assert!(!calls.fetch_build(Digest::of(b"build"), &file, 100).await.unwrap());
+    calls.put_build(spec.deployment, Digest::of(b"build"), &file).await.unwrap();
+    assert!(!calls.fetch_build(spec.deployment, Digest::of(b"build"), &file, 100).await.unwrap());
     calls.post_records(&[]).await.unwrap();
     timeout(DEADLINE, calls.close()).await.unwrap();
     serving.abort();
@@ -312,6 +316,6 @@ async fn calls() {
 #[tokio::test]
 async fn a_call_without_a_gateway_fails() {
     let directory = tempfile::tempdir().unwrap();
-    let calls = Calls::new(Dialer { socket: directory.path().join("none"), node: NodeId::new() });
+    let calls = Calls::new(Dialer { way: Way::Unix(directory.path().join("none")), node: NodeId::new() });
     assert!(matches!(calls.deployment(DeploymentId::new()).await, Err(CallError::Dial(_))));
 }

@@ -9,13 +9,13 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use common::conduit::Conduit;
 use common::protocol::Kind;
 use http_body::{Body, Frame, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use prometheus::IntGauge;
-use tokio::net::UnixStream;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -152,7 +152,7 @@ impl Stock {
 
     async fn serve(
         self: &Arc<Self>,
-        stream: UnixStream,
+        stream: Conduit,
         served: &Arc<AtomicBool>,
         over: &CancellationToken,
     ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {

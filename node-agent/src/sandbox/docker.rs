@@ -79,6 +79,21 @@ pub(crate) struct Engine {
     pulling: std::sync::Arc<tokio::sync::Mutex<()>>,
 }
 
+/// What the Engine says of itself and of the machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct EngineFacts {
+    pub(crate) version: String,
+    pub(crate) api: String,
+    pub(crate) runc: Option<String>,
+    /// The version of control groups.
+    pub(crate) cgroups: Option<String>,
+    pub(crate) has_seccomp: bool,
+    pub(crate) limits_memory: bool,
+    pub(crate) limits_swap: bool,
+    pub(crate) limits_pids: bool,
+    pub(crate) limits_cpu: bool,
+}
+
 /// An image that the Engine has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Image {
@@ -102,6 +117,25 @@ impl Engine {
             return Err(DockerError::TooOld(version.major_version, version.minor_version));
         }
         Ok(Self { docker, pull_limit, pulling: std::sync::Arc::default() })
+    }
+
+    /// What it says of itself.
+    pub(crate) async fn facts(&self) -> Result<EngineFacts, DockerError> {
+        let info = call("describe the machine", self.docker.info()).await?;
+        let version = call("tell its version", self.docker.version()).await?;
+        let components = version.components.unwrap_or_default();
+        let options = info.security_options.unwrap_or_default();
+        Ok(EngineFacts {
+            version: version.version.unwrap_or_default(),
+            api: version.api_version.unwrap_or_default(),
+            runc: components.into_iter().find(|part| part.name == "runc").map(|part| part.version),
+            cgroups: info.cgroup_version.map(|version| version.to_string()),
+            has_seccomp: options.iter().any(|option| option.starts_with("name=seccomp")),
+            limits_memory: info.memory_limit.unwrap_or(false),
+            limits_swap: info.swap_limit.unwrap_or(false),
+            limits_pids: info.pids_limit.unwrap_or(false),
+            limits_cpu: info.cpu_cfs_quota.unwrap_or(false),
+        })
     }
 
     /// The first of `candidates` that the Engine has; else the first is pulled.

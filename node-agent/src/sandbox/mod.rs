@@ -46,6 +46,7 @@ use tokio_util::task::TaskTracker;
 pub use args::{BuildArgs, SandboxArgs};
 pub use disk::{Disk, release};
 pub use docker::DockerError;
+pub(crate) use docker::EngineFacts;
 pub(crate) use frost::{Ice, Keeps};
 pub use lease::{Cold, Exit, Gone, How, Lease, ResultFile};
 pub(crate) use lease::{PORT, Serving, Word};
@@ -163,6 +164,16 @@ pub async fn check_engine(args: &SandboxArgs) -> Result<(), StartError> {
     program::find(args)?;
     Engine::connect(&args.docker_host, args.pull()).await?;
     Ok(())
+}
+
+/// What the Engine says of itself and of the machine.
+pub(crate) async fn examine_engine(args: &SandboxArgs) -> Result<EngineFacts, StartError> {
+    Ok(Engine::connect(&args.docker_host, args.pull()).await?.facts().await?)
+}
+
+/// Whether the runner is where the settings say, or beside this program.
+pub(crate) fn has_runner(args: &SandboxArgs) -> Result<(), StartError> {
+    program::find(args).map(drop)
 }
 
 impl Sandboxes {

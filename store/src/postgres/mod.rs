@@ -7,17 +7,20 @@ use std::time::Duration;
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use common::digest::Digest;
-use common::ids::{DeploymentId, FunctionId, InvocationId, UserId};
+use common::ids::{DeploymentId, FunctionId, InvocationId, NodeId, UserId};
 use common::invocation::Record;
+use common::labels::Labels;
 use sqlx::PgPool;
 use sqlx::postgres::PgConnectOptions;
 
+use crate::fleet::{Authority, CertificateFacts, Duty, Joining, NewNode, Node};
 use crate::{
     Error, Function, LogLine, NewDeployment, NewUser, PendingDeployment, RecordPage, RecordQuery, RecordSink,
     RecordedCall, RefreshToken, Rotation, Store, StoreArgs, User,
 };
 
 mod deployments;
+mod fleet;
 mod functions;
 mod logs;
 mod opening;
@@ -169,5 +172,45 @@ impl Store for Postgres {
 
     async fn recorded_call(&self, owner: UserId, id: InvocationId) -> Result<Option<RecordedCall>, Error> {
         within(DEADLINE, records::find(&self.main, owner, id)).await
+    }
+
+    async fn authority(&self) -> Result<Option<Authority>, Error> {
+        within(DEADLINE, fleet::authority(&self.main)).await
+    }
+
+    async fn found_authority(&self, new: Authority) -> Result<Authority, Error> {
+        within(DEADLINE, fleet::found(&self.main, new)).await
+    }
+
+    async fn add_join_token(&self, hash: Digest, made_by: UserId, seconds: u32) -> Result<DateTime<Utc>, Error> {
+        within(DEADLINE, fleet::add_token(&self.main, hash, made_by, seconds)).await
+    }
+
+    async fn join_node(&self, token: Digest, node: NewNode) -> Result<Joining, Error> {
+        within(DEADLINE, fleet::join(&self.main, token, node)).await
+    }
+
+    async fn renew_node(&self, id: NodeId, certificate: CertificateFacts) -> Result<(), Error> {
+        within(DEADLINE, fleet::renew(&self.main, id, certificate)).await
+    }
+
+    async fn nodes(&self) -> Result<Vec<Node>, Error> {
+        within(DEADLINE, fleet::nodes(&self.main)).await
+    }
+
+    async fn node_linked(&self, id: NodeId, name: &str, labels: &Labels) -> Result<(), Error> {
+        within(DEADLINE, fleet::linked(&self.main, id, name, labels)).await
+    }
+
+    async fn nodes_seen(&self, ids: &[NodeId]) -> Result<(), Error> {
+        within(DEADLINE, fleet::seen(&self.main, ids)).await
+    }
+
+    async fn set_duty(&self, id: NodeId, duty: Duty) -> Result<(), Error> {
+        within(DEADLINE, fleet::set_duty(&self.main, id, duty)).await
+    }
+
+    async fn purge_fleet(&self) -> Result<u64, Error> {
+        within(DEADLINE, fleet::purge(&self.main)).await
     }
 }

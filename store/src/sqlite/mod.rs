@@ -7,18 +7,21 @@ use std::time::Duration;
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use common::digest::Digest;
-use common::ids::{DeploymentId, FunctionId, InvocationId, UserId};
+use common::ids::{DeploymentId, FunctionId, InvocationId, NodeId, UserId};
 use common::invocation::Record;
+use common::labels::Labels;
 use sqlx::migrate::Migrator;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{ConnectOptions as _, Connection as _, SqlitePool, SqliteTransaction};
 
+use crate::fleet::{Authority, CertificateFacts, Duty, Joining, NewNode, Node};
 use crate::{
     Error, Function, LogLine, NewDeployment, NewUser, PendingDeployment, RecordPage, RecordQuery, RecordSink,
     RecordedCall, RefreshToken, Rotation, Store, StoreArgs, User,
 };
 
 mod deployments;
+mod fleet;
 mod functions;
 mod logs;
 mod records;
@@ -182,5 +185,45 @@ impl Store for Sqlite {
 
     async fn recorded_call(&self, owner: UserId, id: InvocationId) -> Result<Option<RecordedCall>, Error> {
         records::find(&self.readers, owner, id).await
+    }
+
+    async fn authority(&self) -> Result<Option<Authority>, Error> {
+        fleet::authority(&self.readers).await
+    }
+
+    async fn found_authority(&self, new: Authority) -> Result<Authority, Error> {
+        fleet::found(&self.writer, new).await
+    }
+
+    async fn add_join_token(&self, hash: Digest, made_by: UserId, seconds: u32) -> Result<DateTime<Utc>, Error> {
+        fleet::add_token(&self.writer, hash, made_by, seconds).await
+    }
+
+    async fn join_node(&self, token: Digest, node: NewNode) -> Result<Joining, Error> {
+        fleet::join(&self.writer, token, node).await
+    }
+
+    async fn renew_node(&self, id: NodeId, certificate: CertificateFacts) -> Result<(), Error> {
+        fleet::renew(&self.writer, id, certificate).await
+    }
+
+    async fn nodes(&self) -> Result<Vec<Node>, Error> {
+        fleet::nodes(&self.readers).await
+    }
+
+    async fn node_linked(&self, id: NodeId, name: &str, labels: &Labels) -> Result<(), Error> {
+        fleet::linked(&self.writer, id, name, labels).await
+    }
+
+    async fn nodes_seen(&self, ids: &[NodeId]) -> Result<(), Error> {
+        fleet::seen(&self.writer, ids).await
+    }
+
+    async fn set_duty(&self, id: NodeId, duty: Duty) -> Result<(), Error> {
+        fleet::set_duty(&self.writer, id, duty).await
+    }
+
+    async fn purge_fleet(&self) -> Result<u64, Error> {
+        fleet::purge(&self.writer).await
     }
 }

@@ -3,6 +3,7 @@
 mod artifacts;
 mod bench;
 mod deployments;
+mod fleet;
 mod functions;
 mod opening;
 mod records;

@@ -25,6 +25,7 @@ use tower::ServiceExt as _;
 use super::*;
 use crate::fleet::calls::Calls;
 use crate::fleet::link::Link;
+use crate::fleet::reception::Reception;
 use node::Node;
 
 /// The link's socket, in the directory.
@@ -76,8 +77,10 @@ impl Api {
             artifacts: artifacts.clone(),
             routes: Arc::clone(&routes),
             fleet: fleet.clone(),
+            enrolment: None,
         };
-        let link = tokio::spawn(link.run(fleet.clone(), Arc::new(calls), CancellationToken::new()));
+        let reception = Arc::new(Reception::new(fleet.clone(), Arc::new(calls)));
+        let link = tokio::spawn(link.run(reception, CancellationToken::new()));
         let parts = Parts {
             store,
             artifacts,
@@ -86,6 +89,7 @@ impl Api {
             caps: Caps { max_archive_mb: MAX_ARCHIVE_MB, ..Caps::default() },
             identity: Arc::new(Identity::new("a secret of tests, long enough for HS256")),
             fleet,
+            enrolment: None,
             routes,
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),

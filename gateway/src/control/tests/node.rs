@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use common::function::DeploymentSpec;
 use common::ids::{DeploymentId, NodeId};
+use common::labels::Labels;
 use common::protocol::{AgentMessage, BuildEvent, GatewayMessage, HEARTBEAT_MS, Hello, Kind, NodeState, VERSION};
 use futures_util::{SinkExt as _, StreamExt as _, stream};
 use http::{Request, Response};
@@ -99,7 +100,12 @@ async fn hello(inner: &Inner, kind: Kind) -> UnixStream {
 async fn control(inner: Arc<Inner>) {
     let mut frames = Framed::new(hello(&inner, Kind::Control).await, LengthDelimitedCodec::new());
     let frame = |message: &AgentMessage| Bytes::from(serde_json::to_vec(message).unwrap());
-    let register = AgentMessage::Register { name: "test".into(), max_connections: 64, deployments: Vec::new() };
+    let register = AgentMessage::Register {
+        name: "test".into(),
+        max_connections: 64,
+        deployments: Vec::new(),
+        labels: Labels::default(),
+    };
     frames.send(frame(&register)).await.unwrap();
     let mut work = tokio::task::JoinSet::new();
     for _ in 0..4 {

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::sync::atomic::AtomicUsize;
 
+use common::conduit::Conduit;
 use http::{Request, Response};
 use http_body_util::BodyExt as _;
 use hyper::service::service_fn;
@@ -20,7 +21,7 @@ impl Fleet {
     fn start(max: u32) -> Self {
         let fleet = Self {
             stocks: Arc::new(Stocks::new()),
-            link: Arc::new(NodeLink::new(NodeId::new())),
+            link: Arc::new(NodeLink::new(NodeId::new(), Arc::default())),
             dialled: Arc::default(),
         };
         fleet.link.max_connections.store(max, Ordering::Relaxed);
@@ -35,12 +36,10 @@ impl Fleet {
                     }
                     open.fetch_add(1, Ordering::Relaxed);
                     dialled.fetch_add(1, Ordering::Relaxed);
-                    let (ours, theirs) = UnixStream::pair().unwrap();
-                    ours.set_nonblocking(true).unwrap();
-                    theirs.set_nonblocking(true).unwrap();
+                    let (ours, theirs) = tokio::net::UnixStream::pair().unwrap();
                     let open = open.clone();
                     tokio::spawn(async move {
-                        let io = TokioIo::new(tokio::net::UnixStream::from_std(theirs).unwrap());
+                        let io = TokioIo::new(theirs);
                         let answer = |_| async { Ok::<_, Infallible>(Response::new(Full::new(Bytes::from("done")))) };
                         let server = hyper::server::conn::http1::Builder::new()
                             .header_read_timeout(None)
@@ -48,7 +47,7 @@ impl Fleet {
                         server.await.ok();
                         open.fetch_sub(1, Ordering::Relaxed);
                     });
-                    stocks.deliver(&link, ours);
+                    stocks.deliver(&link, Conduit::from(ours).loosen().unwrap());
                 }
                 link.ring.notified().await;
                 wanted = link.take_wanted();

@@ -1,0 +1,128 @@
+//! The link's door to other machines: a TCP port with TLS. What a connection is for, and whether it may, is the
+//! reception's to see.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::conduit::{Conduit, Socket};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::authority::{Authority, AuthorityError, node_of};
+use super::config::NodePortArgs;
+use super::reception::{Dialler, Reception, Turned};
+
+/// How long a handshake may take.
+const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Most connections that have not shown a certificate yet: whoever opens more waits until others have.
+const MAX_HANDSHAKES: usize = 256;
+
+/// How long the door waits after a failed accept: out of descriptors, most likely.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The bound port.
+pub(crate) struct NodePort {
+    listener: std::net::TcpListener,
+    tls: TlsAcceptor,
+}
+
+/// The node port cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum NodePortError {
+    /// The port is taken, or not ours to take.
+    #[error("cannot listen on {address}: stop what listens there, or set NODE_ADDR")]
+    Address {
+        /// Which.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The authority cannot be had.
+    #[error("the node port cannot be opened")]
+    Authority(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl From<AuthorityError> for NodePortError {
+    fn from(error: AuthorityError) -> Self {
+        Self::Authority(error.into())
+    }
+}
+
+impl NodePort {
+    /// Binds the port, if the settings name one.
+    ///
+    /// # Errors
+    /// It is taken, or TLS cannot be set up.
+    pub(crate) fn bind(args: &NodePortArgs, authority: &Authority) -> Result<Option<Self>, NodePortError> {
+        let Some(address) = args.node_addr else { return Ok(None) };
+        let bound = std::net::TcpListener::bind(address);
+        let listener = bound.and_then(|listener| listener.set_nonblocking(true).map(|()| listener));
+        let listener = listener.map_err(|source| NodePortError::Address { address, source })?;
+        let tls = authority.server_config(args.names())?;
+        Ok(Some(Self { listener, tls: TlsAcceptor::from(Arc::new(tls)) }))
+    }
+
+    /// Takes connections until `stop`, and waits for those that are not work connections, which the stocks own.
+    pub(crate) async fn run(self, reception: Arc<Reception>, stop: CancellationToken) {
+        let listener = match TcpListener::from_std(self.listener) {
+            Ok(listener) => listener,
+            Err(error) => return tracing::error!(%error, "the node port cannot be watched"),
+        };
+        let tasks = TaskTracker::new();
+        let room = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+        loop {
+            let accepted = tokio::select! {
+                accepted = async {
+                    let place = room.clone().acquire_owned().await.expect("the semaphore is never closed");
+                    (place, listener.accept().await)
+                } => accepted,
+                () = stop.cancelled() => break,
+            };
+            let (place, stream) = match accepted {
+                (place, Ok((stream, _))) => (place, stream),
+                (_, Err(error)) => {
+                    tracing::warn!(%error, "no node connection can be accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            let (tls, reception, stop) = (self.tls.clone(), reception.clone(), stop.clone());
+            tasks.spawn(async move {
+                let shaken = tokio::select! {
+                    shaken = shake(tls, stream) => shaken,
+                    () = stop.cancelled() => return,
+                };
+                match shaken {
+                    // Whoever has shown a certificate makes room for the next; a stranger keeps his place.
+                    Ok((stream, dialler @ Dialler::Node(_))) => {
+                        drop(place);
+                        reception.receive(stream, dialler, stop).await;
+                    }
+                    Ok((stream, dialler)) => reception.receive(stream, dialler, stop).await,
+                    Err(turned) => reception.turn_away(&turned),
+                }
+            });
+        }
+        tasks.close();
+        tasks.wait().await;
+    }
+}
+
+async fn shake(tls: TlsAcceptor, stream: TcpStream) -> Result<(Conduit, Dialler), Turned> {
+    let socket = Socket::new(stream)?;
+    let shaken = timeout(HANDSHAKE_DEADLINE, tls.accept(socket)).await.map_err(|_| Turned::NoHandshake)?;
+    let stream = shaken.map_err(Turned::Handshake)?;
+    let dialler = match stream.get_ref().1.peer_certificates() {
+        None | Some([]) => Dialler::Stranger,
+        Some([certificate, ..]) => Dialler::Node(node_of(certificate).ok_or(Turned::Certificate)?),
+    };
+    Ok((Conduit::Tls(Box::new(stream.into())), dialler))
+}

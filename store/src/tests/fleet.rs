@@ -1,0 +1,116 @@
+//! The fleet: one authority, tokens that are good once and not for long, nodes and what they may do.
+
+use chrono::{SubsecRound as _, TimeDelta, Utc};
+use common::digest::Digest;
+use common::ids::NodeId;
+use common::labels::Labels;
+
+use super::bench::Bench;
+use super::on_both;
+use crate::Error;
+use crate::fleet::{Authority, CertificateFacts, Duty, Joining, NewNode, Node};
+
+on_both!(
+    the_first_authority_stays,
+    a_token_is_good_once,
+    a_token_expires_by_the_databases_clock,
+    duties_and_removal,
+    a_node_of_this_machine_comes_back,
+);
+
+fn hash(token: &str) -> Digest {
+    Digest::of(token.as_bytes())
+}
+
+fn certificate(serial: &str, seconds: i64) -> CertificateFacts {
+    let expires_at = (Utc::now() + TimeDelta::seconds(seconds)).trunc_subsecs(6);
+    CertificateFacts { serial: serial.into(), expires_at }
+}
+
+/// Hands out `token` for `seconds`.
+async fn token(bench: &Bench, token: &str, seconds: u32) {
+    let user = match bench.store.user_by_email("ada@example.org").await.unwrap() {
+        Some(user) => user,
+        None => bench.user("ada@example.org").await,
+    };
+    let until = bench.store.add_join_token(hash(token), user.id, seconds).await.unwrap();
+    let left = until - Utc::now();
+    assert!((left - TimeDelta::seconds(seconds.into())).abs() < TimeDelta::seconds(30), "{left}");
+}
+
+async fn join(bench: &Bench, token: &str, seconds: i64) -> (NodeId, Joining) {
+    let node = NewNode { id: NodeId::new(), name: "one".into(), certificate: certificate("01ab", seconds) };
+    let id = node.id;
+    (id, bench.store.join_node(hash(token), node).await.unwrap())
+}
+
+async fn node(bench: &Bench, id: NodeId) -> Option<Node> {
+    bench.store.nodes().await.unwrap().into_iter().find(|node| node.id == id)
+}
+
+async fn the_first_authority_stays(bench: &Bench) {
+    let authority = |text: &str| Authority { certificate: text.into(), sealed_key: format!("key of {text}").into() };
+    assert_eq!(bench.store.authority().await.unwrap(), None);
+    assert_eq!(bench.store.found_authority(authority("one")).await.unwrap(), authority("one"));
+    assert_eq!(bench.store.found_authority(authority("other")).await.unwrap(), authority("one"));
+    assert_eq!(bench.store.authority().await.unwrap(), Some(authority("one")));
+}
+
+async fn a_token_is_good_once(bench: &Bench) {
+    token(bench, "a", 60).await;
+    let ((id, first), (other, second)) = tokio::join!(join(bench, "a", 60), join(bench, "a", 60));
+    let (id, lost) = if first == Joining::Joined { (id, second) } else { (other, first) };
+    assert_eq!(lost, Joining::Used);
+    assert_eq!(join(bench, "a", 60).await.1, Joining::Used);
+    assert_eq!(join(bench, "never given", 60).await.1, Joining::Unknown);
+    let nodes = bench.store.nodes().await.unwrap();
+    assert_eq!(nodes.iter().map(|node| node.id).collect::<Vec<_>>(), [id]);
+    assert_eq!((nodes[0].name.as_str(), nodes[0].duty, nodes[0].last_seen_at), ("one", Duty::Active, None));
+}
+
+async fn a_token_expires_by_the_databases_clock(bench: &Bench) {
+    token(bench, "old", 0).await;
+    assert_eq!(join(bench, "old", 60).await.1, Joining::Expired);
+    assert!(bench.store.nodes().await.unwrap().is_empty());
+    // For a day it is known that it was one.
+    assert_eq!(bench.store.purge_fleet().await.unwrap(), 0);
+}
+
+async fn duties_and_removal(bench: &Bench) {
+    token(bench, "a", 60).await;
+    let (id, joined) = join(bench, "a", -1).await;
+    assert_eq!(joined, Joining::Joined);
+    for duty in [Duty::Cordoned, Duty::Draining, Duty::Active] {
+        bench.store.set_duty(id, duty).await.unwrap();
+        assert_eq!(node(bench, id).await.unwrap().duty, duty);
+    }
+    let labels: Labels = "zone=a,disk=ssd".parse().unwrap();
+    bench.store.node_linked(id, "renamed", &labels).await.unwrap();
+    bench.store.nodes_seen(&[id, NodeId::new()]).await.unwrap();
+    let kept = node(bench, id).await.unwrap();
+    assert!(kept.name == "renamed" && kept.labels == labels && kept.last_seen_at.is_some(), "{kept:?}");
+
+    let renewed = certificate("02cd", 60);
+    bench.store.renew_node(id, renewed.clone()).await.unwrap();
+    assert_eq!(node(bench, id).await.unwrap().certificate, Some(renewed.clone()));
+    bench.store.set_duty(id, Duty::Removed).await.unwrap();
+    assert!(matches!(bench.store.set_duty(id, Duty::Active).await, Err(Error::NotFound)));
+    assert!(matches!(bench.store.renew_node(id, renewed).await, Err(Error::NotFound)));
+    bench.store.node_linked(id, "back", &Labels::default()).await.unwrap();
+    assert_eq!(node(bench, id).await.unwrap().duty, Duty::Removed);
+    // As long as its certificate is valid, it is known that it was removed.
+    assert_eq!(bench.store.purge_fleet().await.unwrap(), 0);
+    assert!(matches!(bench.store.set_duty(NodeId::new(), Duty::Active).await, Err(Error::NotFound)));
+}
+
+async fn a_node_of_this_machine_comes_back(bench: &Bench) {
+    let id = NodeId::new();
+    bench.store.node_linked(id, "here", &Labels::default()).await.unwrap();
+    assert_eq!(node(bench, id).await.unwrap().certificate, None);
+    bench.store.set_duty(id, Duty::Removed).await.unwrap();
+    bench.store.node_linked(id, "here", &Labels::default()).await.unwrap();
+    assert_eq!(node(bench, id).await.unwrap().duty, Duty::Active);
+    bench.store.set_duty(id, Duty::Removed).await.unwrap();
+    assert_eq!(bench.store.purge_fleet().await.unwrap(), 1);
+    assert_eq!(node(bench, id).await, None);
+}
