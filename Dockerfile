@@ -2,7 +2,7 @@
 #   docker build --target gateway -t dartcloud/gateway .
 #   docker build --target node-agent -t dartcloud/node-agent .
 # Programs that were built already are taken with --build-arg PROGRAMS=given --build-arg RUST=debian:bookworm-slim; they
-# lie in target/image then.
+# lie in .programs then.
 ARG RUST=rust:1.95-bookworm
 ARG BASE=debian:bookworm-slim
 
@@ -30,7 +30,7 @@ RUN [ "$PROGRAMS" = given ] || { \
     }
 COPY . .
 # Whatever its time, what was copied is newer than what stood in for it.
-RUN if [ "$PROGRAMS" = given ]; then mv target/image /programs; else \
+RUN if [ "$PROGRAMS" = given ]; then mv .programs /programs; else \
       find . -name '*.rs' -not -path './target/*' -exec touch {} + \
    && script/build --release \
    && mkdir /programs \

@@ -61,7 +61,7 @@ fn build(target: &str, base: &str) -> Result<String> {
 }
 
 fn collect_programs() -> Result<()> {
-    let folder = root().join("target/image");
+    let folder = root().join(".programs");
     fs::create_dir_all(&folder)?;
     for name in PROGRAMS {
         run(Command::new("strip").arg("-o").arg(folder.join(name)).arg(program(name)))?;
