@@ -124,6 +124,11 @@ impl Platform {
         Ok(reqwest::get(format!("http://127.0.0.1:{}/metrics", self.ops_ports[0])).await?.text().await?)
     }
 
+    /// Where each program tells of its metrics and takes probes, in the order of their start.
+    pub(crate) fn ops_addresses(&self) -> [String; 2] {
+        self.ops_ports.map(|port| format!("127.0.0.1:{port}"))
+    }
+
     /// Where everything of it lies.
     pub(crate) fn data_dir(&self) -> &Path {
         self.data_dir.path()
@@ -230,13 +235,14 @@ const POLL: Duration = Duration::from_millis(20);
 /// The secret of platforms whose programs do not make their own.
 pub(crate) const JWT_SECRET: &str = "the-suite-signs-its-tokens-with-this-one-0123456789";
 
-struct Program {
-    child: Child,
+/// A program that runs; it is its owner's to end.
+pub(crate) struct Program {
+    pub(crate) child: Child,
 }
 
 impl Program {
     /// Spawns from a thread that lives as long as the suite: the parent-death signal belongs to the thread.
-    fn spawn(mut command: Command, log: &Path) -> Result<Self> {
+    pub(crate) fn spawn(mut command: Command, log: &Path) -> Result<Self> {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(log)?;
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let (send, receive) = mpsc::channel();
@@ -258,8 +264,8 @@ impl Program {
     }
 }
 
-/// Three ports that nobody listens on now.
-fn free_ports<const N: usize>() -> Result<[u16; N]> {
+/// Ports that nobody listens on now.
+pub(crate) fn free_ports<const N: usize>() -> Result<[u16; N]> {
     let mut listeners = Vec::new();
     let mut ports = [0; N];
     for port in &mut ports {
