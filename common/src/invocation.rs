@@ -32,6 +32,18 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    /// Every outcome.
+    pub const ALL: [Self; 8] = [
+        Self::Success,
+        Self::Crashed,
+        Self::InvalidResult,
+        Self::OutOfMemory,
+        Self::TimedOut,
+        Self::BadRequest,
+        Self::NoSandbox,
+        Self::ClientGone,
+    ];
+
     /// The word in headers, metrics and the table of records.
     #[must_use]
     pub fn word(self) -> &'static str {
@@ -50,18 +62,7 @@ impl Outcome {
     /// The outcome behind `word`.
     #[must_use]
     pub fn from_word(word: &str) -> Option<Self> {
-        [
-            Self::Success,
-            Self::Crashed,
-            Self::InvalidResult,
-            Self::OutOfMemory,
-            Self::TimedOut,
-            Self::BadRequest,
-            Self::NoSandbox,
-            Self::ClientGone,
-        ]
-        .into_iter()
-        .find(|outcome| outcome.word() == word)
+        Self::ALL.into_iter().find(|outcome| outcome.word() == word)
     }
 
     /// The public error that a failed invocation is answered with; `None` for a success, and where nobody is left to

@@ -122,6 +122,10 @@ impl Metrics {
         registry.register(Box::new(request_buffer.clone()))?;
         registry.register(Box::new(nodes.clone()))?;
         registry.register(Box::new(links_refused.clone()))?;
+        // `rate` does not see the event that a counter appears with.
+        for code in Code::ALL {
+            drop(errors.with_label_values(&[code.word(), code.fault().word()]));
+        }
         Ok(Self {
             requests: KINDS.map(|(_, kind)| ENDINGS.map(|(_, outcome)| requests.with_label_values(&[kind, outcome]))),
             durations: KINDS.map(|(_, kind)| durations.with_label_values(&[kind])),

@@ -144,6 +144,7 @@ impl Spool {
         let state = opened.map_err(failed)?;
         let (left_behind, corrupt) = Journal::left_behind(directory).map_err(failed)?;
         metrics.spool_corrupt.inc_by(corrupt);
+        metrics.spool_max_bytes.set(i64::try_from(max_bytes).unwrap_or(i64::MAX));
         let spool = Self {
             directory: directory.to_owned(),
             max_bytes,

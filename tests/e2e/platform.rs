@@ -133,6 +133,11 @@ impl Platform {
         Ok(reqwest::get(format!("http://127.0.0.1:{port}/metrics")).await?.text().await?)
     }
 
+    /// Where each program tells of its metrics and takes probes, in the order of their start.
+    pub(crate) fn ops_addresses(&self) -> [String; 2] {
+        self.ops_ports.map(|port| format!("127.0.0.1:{port}"))
+    }
+
     /// Where everything of it lies.
     pub(crate) fn data_dir(&self) -> &Path {
         self.data_dir.path()

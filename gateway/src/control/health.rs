@@ -58,6 +58,7 @@ pub(crate) struct Probe {
     status: &'static str,
 }
 
-async fn store_answers(state: &State) -> bool {
+/// Whether the store answers.
+pub(super) async fn store_answers(state: &State) -> bool {
     matches!(tokio::time::timeout(PING_DEADLINE, state.store.ping()).await, Ok(Ok(())))
 }

@@ -5,13 +5,16 @@ use std::time::Duration;
 
 use common::error::Chain;
 
-use super::State;
+use super::{State, health};
 
 /// The pause between two purges of what has expired.
 const PURGE_PAUSE: Duration = Duration::from_secs(60 * 60);
 
 /// How long to wait before routes that could not be brought up to date are tried again.
 const RELOAD_PAUSE: Duration = Duration::from_secs(5);
+
+/// How often the store is asked whether it is there.
+const WATCH_PAUSE: Duration = Duration::from_secs(5);
 
 /// Once, before the first request: versions that a crash left in `building` have failed.
 pub(crate) async fn recover(state: &State) -> Result<(), store::Error> {
@@ -24,7 +27,13 @@ pub(crate) async fn recover(state: &State) -> Result<(), store::Error> {
 
 /// Until the gateway stops.
 pub(crate) async fn run(state: Arc<State>) {
-    tokio::join!(purge_tokens(&state), purge_fleet(&state), purge_history(&state), catch_up(&state));
+    tokio::join!(
+        purge_tokens(&state),
+        purge_fleet(&state),
+        purge_history(&state),
+        catch_up(&state),
+        watch_store(&state)
+    );
 }
 
 /// Deletes refresh tokens that have expired.
@@ -92,6 +101,17 @@ async fn catch_up(state: &State) {
                 () = tokio::time::sleep(RELOAD_PAUSE) => {}
                 () = state.stop.cancelled() => return,
             }
+        }
+    }
+}
+
+/// Tells the metrics whether the store answers, also while nobody asks for anything that needs it.
+async fn watch_store(state: &State) {
+    loop {
+        state.metrics.store(health::store_answers(state).await);
+        tokio::select! {
+            () = tokio::time::sleep(WATCH_PAUSE) => {}
+            () = state.stop.cancelled() => return,
         }
     }
 }

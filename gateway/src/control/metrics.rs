@@ -4,15 +4,16 @@ use std::time::Duration;
 
 use common::error::Code;
 use http::StatusCode;
-use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, Opts, Registry};
+use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Opts, Registry};
 
 /// The route of a request that no route takes.
 const NO_ROUTE: &str = "none";
 
-/// Requests and failures.
+/// Requests and failures, and whether the store answers.
 pub(crate) struct Metrics {
     seconds: HistogramVec,
     failures: IntCounterVec,
+    store_up: IntGauge,
 }
 
 impl Metrics {
@@ -27,15 +28,24 @@ impl Metrics {
             Opts::new("dartcloud_control_failures_total", "Error answers by their code and whose fault they are"),
             &["code", "fault"],
         )?;
+        let store_up = IntGauge::new("dartcloud_control_store_up", "1 while the store answers, 0 while it does not")?;
+        // A gateway does not start without one.
+        store_up.set(1);
+        registry.register(Box::new(store_up.clone()))?;
         registry.register(Box::new(seconds.clone()))?;
         registry.register(Box::new(failures.clone()))?;
-        Ok(Self { seconds, failures })
+        Ok(Self { seconds, failures, store_up })
     }
 
     /// An answer began. `route` is the route's pattern, never the path that was asked for.
     pub(crate) fn answered(&self, route: Option<&str>, status: StatusCode, took: Duration) {
         let labels = [route.unwrap_or(NO_ROUTE), status.as_str()];
         self.seconds.with_label_values(&labels).observe(took.as_secs_f64());
+    }
+
+    /// The store answered, or did not.
+    pub(crate) fn store(&self, answers: bool) {
+        self.store_up.set(answers.into());
     }
 
     /// An answer was a failure.

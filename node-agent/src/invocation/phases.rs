@@ -45,6 +45,9 @@ pub(super) fn header(phases: &Phases) -> Option<HeaderValue> {
     (!text.is_empty()).then(|| HeaderValue::try_from(text).expect("words and numbers are a valid header value"))
 }
 
+/// The cause of a cold call whose last sandbox nobody remembers.
+const UNKNOWN: &str = "unknown";
+
 /// What calls' time went into, and why some were cold.
 pub(crate) struct PhaseMetrics {
     queue: Histogram,
@@ -70,6 +73,10 @@ impl PhaseMetrics {
         )?;
         registry.register(Box::new(seconds.clone()))?;
         registry.register(Box::new(causes.clone()))?;
+        // `rate` does not see the event that a counter appears with.
+        for cause in ColdCause::ALL.map(ColdCause::word).into_iter().chain([UNKNOWN]) {
+            drop(causes.with_label_values(&[cause]));
+        }
         let [queue, cold, function] = [QUEUE, COLD, FN].map(|phase| seconds.with_label_values(&[phase]));
         Ok(Self { queue, cold, function, causes })
     }
@@ -83,7 +90,7 @@ impl PhaseMetrics {
             }
         }
         if phases.cold_us.is_some() {
-            self.causes.with_label_values(&[phases.cold_cause.map_or("unknown", ColdCause::word)]).inc();
+            self.causes.with_label_values(&[phases.cold_cause.map_or(UNKNOWN, ColdCause::word)]).inc();
         }
     }
 }

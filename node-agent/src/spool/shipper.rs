@@ -78,6 +78,7 @@ async fn ship_next(spool: &Arc<Spool>, sink: &dyn Ship) -> Result<(), ShipError>
     let reader = Arc::clone(spool);
     let read = tokio::task::spawn_blocking(move || reader.next_batch()).await;
     let Some(batch) = read.map_err(|error| ShipError::Unreachable(error.into()))? else { return Ok(()) };
+    spool.metrics.spool_oldest.set(batch.records[0].created_at.timestamp());
     let (mut parts, mut refused, mut some_taken) = (vec![&batch.records[..]], Vec::new(), false);
     while let Some(part) = parts.pop() {
         match ship_part(sink, part).await {
@@ -167,6 +168,10 @@ impl Spool {
             if let Err(error) = std::fs::remove_file(segment::path(&self.directory, number)) {
                 tracing::warn!(%error, segment = number, "a shipped segment of the spool could not be removed");
             }
+        }
+        // What waits beyond this batch is looked at when it is read, at once.
+        if state.records() == 0 {
+            self.metrics.spool_oldest.set(0);
         }
         self.show(&state);
     }

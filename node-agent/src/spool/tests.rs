@@ -148,9 +148,12 @@ async fn a_sink_that_is_away_and_comes_back() {
     let ids = running.append(100);
     running.wait("two attempts", |running| running.sink.attempts.load(Ordering::Relaxed) >= 2).await;
     assert_eq!(running.spool.pending(), 100);
+    let oldest = running.metrics.spool_oldest.get();
+    assert!((Utc::now().timestamp() - oldest).abs() < DEADLINE.as_secs() as i64, "{oldest}");
     running.sink.mood.store(TAKES, Ordering::Relaxed);
     running.wait("all shipped", |running| running.spool.pending() == 0).await;
     assert_eq!(running.taken(), ids);
+    assert_eq!(running.metrics.spool_oldest.get(), 0, "none waits");
     running.stop().await;
 }
 
