@@ -282,6 +282,10 @@ impl Load {
         self.user.get(&format!("{path}/mixed")).await?.expect(200)?;
         self.user.get(&format!("{path}/nobody")).await?.expect_error(404, "not_found")?;
         self.user.with_token("no.such.token").invoke("mixed", json!(1)).await?.expect_error(401, "unauthorized")?;
+        for _ in 0..2 {
+            let once = self.user.request("POST", &format!("{path}/mixed")).header("idempotency-key", self.rounds);
+            ensure!(once.json("well").send().await?.status().is_success());
+        }
         self.user.get("/api/functions").await?.expect(200)?;
         // Hashes a password or two.
         platform.user().await?;
