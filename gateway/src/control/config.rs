@@ -29,7 +29,7 @@ pub struct ControlArgs {
     #[arg(long, env = "RECORD_RETENTION_DAYS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=3650))]
     pub record_retention_days: u32,
     /// How the platform is reached from outside, such as `https://functions.example.com`; it begins the `url` of
-    /// every function. Default: `http://` and the request's `Host`.
+    /// every function. Default: what the request came by, `http://` as a rule, and its `Host`.
     #[arg(long, env = "PUBLIC_URL")]
     pub public_url: Option<PublicUrl>,
 }

@@ -173,6 +173,8 @@ impl<S: Send + Sync> FromRequestParts<S> for Origin {
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
         let named = parts.headers.get(HOST).and_then(|host| host.to_str().ok());
         let authority = named.or_else(|| parts.uri.authority().map(http::uri::Authority::as_str));
-        Ok(Self(format!("http://{}", authority.unwrap_or("localhost"))))
+        // By the gate, which knows what the client spoke.
+        let proto = parts.headers.get("x-forwarded-proto").and_then(|proto| proto.to_str().ok());
+        Ok(Self(format!("{}://{}", proto.unwrap_or("http"), authority.unwrap_or("localhost"))))
     }
 }

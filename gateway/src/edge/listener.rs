@@ -31,6 +31,7 @@ use tokio_util::task::TaskTracker;
 
 use super::gate::{MAX_HEAD_BYTES, MAX_HEADER_LINES};
 use super::prompt::Prompt;
+use super::proxies::Proxies;
 use super::seats::{Seats, raise_descriptors};
 use super::{Edge, Peer};
 use crate::metrics::Metrics;
@@ -70,9 +71,14 @@ pub struct ListenArgs {
     /// Most public connections at once; at most half of the files that the system lets us open.
     #[arg(long, env = "MAX_CONNECTIONS", default_value = "8192")]
     pub max_connections: NonZeroU32,
-    /// Most of them from one address. Default: half of them, since a proxy before us is one address.
+    /// Most of them from one address. Default: half of them, since a proxy before us is one address. Does not hold for
+    /// those that `TRUSTED_PROXIES` names.
     #[arg(long, env = "MAX_CONNECTIONS_PER_ADDRESS")]
     pub max_connections_per_address: Option<NonZeroU32>,
+    /// Proxies before us, as addresses and networks with commas between. Of what they send, `X-Forwarded-For` says who
+    /// the client is, and `X-Forwarded-Proto` what it spoke; of all others both are thrown away.
+    #[arg(long, env = "TRUSTED_PROXIES")]
+    pub trusted_proxies: Option<Proxies>,
 }
 
 impl ListenArgs {
@@ -105,7 +111,8 @@ pub(crate) fn serve(
     let grace = Duration::from_secs(args.drain_seconds.into());
     let connections = TaskTracker::new();
     let seats = Arc::new(args.seats(raise_descriptors()));
-    let door = Door { edge: edge.clone(), seats, connections: connections.clone(), grace };
+    let proxies = Arc::new(args.trusted_proxies.clone().unwrap_or_default());
+    let door = Door { edge: edge.clone(), seats, proxies, connections: connections.clone(), grace };
     // Pingora's own configuration is for its own proxy; here it gives threads and sockets only.
     let conf = ServerConf {
         threads: args.threads(),
@@ -186,6 +193,7 @@ impl ShutdownSignalWatch for Drain {
 struct Door {
     edge: Arc<Edge>,
     seats: Arc<Seats>,
+    proxies: Arc<Proxies>,
     connections: TaskTracker,
     grace: Duration,
 }
@@ -203,12 +211,13 @@ impl ServerApp for Door {
     async fn process_new(self: &Arc<Self>, stream: Stream, closing: &ShutdownWatch) -> Option<Stream> {
         let _open = self.connections.token();
         let address = address_of(&stream)?.ip();
-        let Some(_seat) = self.seats.take(address) else {
+        let proxies = self.proxies.hold(address).then(|| self.proxies.clone());
+        let Some(_seat) = self.seats.take(address, proxies.is_some()) else {
             self.edge.metrics.refused.inc();
             self.seats.refuse(stream).await;
             return None;
         };
-        let peer = Peer::new(address);
+        let peer = Peer::new(address, "http", proxies);
         self.edge.metrics.connections.inc();
         let _counted = Counted(&self.edge.metrics);
         let service = service_fn(|request| async { Ok::<_, Infallible>(self.edge.answer(&peer, request).await) });

@@ -12,7 +12,7 @@ use common::protocol::{FORM_ENVELOPE, FORM_HTTP};
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{HeaderValue, Method, Request, Response, Uri};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri};
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
@@ -33,6 +33,7 @@ pub(crate) mod listener;
 mod once;
 pub(crate) mod placement;
 mod prompt;
+pub(crate) mod proxies;
 mod receipt;
 pub(crate) mod routes;
 mod seats;
@@ -46,6 +47,7 @@ use control_call::ControlCalls;
 use forward::Invocation;
 use identity::{Denied, Identity};
 use limits::{Client, Limits};
+use proxies::Proxies;
 use receipt::{Answer, Receipt};
 use routes::{Route, Routes, Target};
 use stream::Streaming;
@@ -74,19 +76,31 @@ pub(crate) struct Edge {
     pub(crate) draining: AtomicBool,
 }
 
-/// Who is at the other end of a connection.
+/// Who is at the other end of a connection, or behind the proxy that is.
+#[derive(Clone)]
 pub(crate) struct Peer {
     address: IpAddr,
     address_text: HeaderValue,
+    /// `http` or `https`.
+    scheme: &'static str,
+    /// Set where it is a proxy that is believed.
+    proxies: Option<Arc<Proxies>>,
     /// Closes the connection, whatever it stands at.
     pub(crate) cut: Arc<Notify>,
 }
 
 impl Peer {
-    pub(crate) fn new(address: IpAddr) -> Self {
+    pub(crate) fn new(address: IpAddr, scheme: &'static str, proxies: Option<Arc<Proxies>>) -> Self {
         let address = address.to_canonical();
         let address_text = HeaderValue::try_from(address.to_string()).expect("an address is a valid header value");
-        Self { address, address_text, cut: Arc::default() }
+        Self { address, address_text, scheme, proxies, cut: Arc::default() }
+    }
+
+    /// The client for whom a proxy sends a request with these headers.
+    fn behind(&self, headers: &HeaderMap) -> Option<Self> {
+        let proxies = self.proxies.as_ref()?;
+        let (client, scheme) = (proxies.client(self.address, headers), proxies::scheme(headers));
+        Some(Self { cut: self.cut.clone(), ..Self::new(client, scheme.unwrap_or(self.scheme), None) })
     }
 }
 
@@ -107,7 +121,8 @@ impl Edge {
     /// Answers one request.
     pub(crate) async fn answer(&self, peer: &Peer, request: Request<Incoming>) -> Response<AnswerBody> {
         let mut receipt = Receipt::begin(&self.metrics, request.method().clone());
-        let result = self.steps(peer, request, &mut receipt).await;
+        let behind = peer.behind(request.headers());
+        let result = self.steps(behind.as_ref().unwrap_or(peer), request, &mut receipt).await;
         receipt.finish(result, self.draining.load(Ordering::Acquire))
     }
 
@@ -121,7 +136,8 @@ impl Edge {
         let mut body = ClientBody::new(body, &parts.headers, self.max_request_bytes, forward::UPLOAD_DEADLINE);
         // What can be said of a request before its body is read. A refusal lets the client finish sending first.
         let upgrade = gate::wants_websocket(&parts);
-        let decided = gate::admit(&mut parts, &peer.address_text).and_then(|()| self.decide(peer, &mut parts, receipt));
+        let admitted = gate::admit(&mut parts, &peer.address_text, peer.scheme);
+        let decided = admitted.and_then(|()| self.decide(peer, &mut parts, receipt));
         let decided = decided.and_then(|decision| decision.stream(peer, &mut parts, upgrade));
         let decision = match decided {
             // A refusal counts, too: else guessing names and tokens would cost nothing.

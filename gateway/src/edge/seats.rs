@@ -46,12 +46,12 @@ impl Seats {
         Self { most, most_each, taken: Mutex::default(), refusals: Semaphore::new(MAX_REFUSALS) }
     }
 
-    /// A seat, if there is one for this address.
-    pub(crate) fn take(self: &Arc<Self>, address: IpAddr) -> Option<Seat> {
+    /// A seat, if there is one for this address. A proxy that is believed has the addresses of many.
+    pub(crate) fn take(self: &Arc<Self>, address: IpAddr, is_proxy: bool) -> Option<Seat> {
         let address = vicinity(address, false);
         let mut taken = self.lock();
         let of_address = taken.by_address.get(&address).copied().unwrap_or_default();
-        if taken.all >= self.most || of_address >= self.most_each {
+        if taken.all >= self.most || (of_address >= self.most_each && !is_proxy) {
             return None;
         }
         taken.all += 1;
@@ -60,7 +60,7 @@ impl Seats {
     }
 
     /// Says that there is no seat, if there is time for that.
-    pub(crate) async fn refuse(&self, mut stream: Stream) {
+    pub(crate) async fn refuse(&self, stream: Stream) {
         let Ok(_turn) = self.refusals.try_acquire() else { return };
         let error = PublicError::new(Code::Overloaded, "there are too many connections: try again in a moment");
         let body = error.body("", Form::Control);
@@ -70,15 +70,7 @@ impl Seats {
             error.code.status(),
             body.len()
         );
-        let said = async {
-            stream.write_all(&[head.as_bytes(), &body].concat()).await?;
-            stream.shutdown().await?;
-            // What is closed with something unread in it is reset, and the answer with it.
-            while stream.read(&mut [0; 1024]).await? > 0 {}
-            Ok::<_, std::io::Error>(())
-        };
-        // Whether it was heard is the client's affair.
-        timeout(REFUSAL_DEADLINE, said).await.ok();
+        dismiss(stream, &[head.as_bytes(), &body].concat()).await;
     }
 
     fn lock(&self) -> MutexGuard<'_, Taken> {
@@ -96,6 +88,19 @@ impl Drop for Seat {
             taken.by_address.remove(&self.address);
         }
     }
+}
+
+/// Says a last word to a client, if there is time for that.
+pub(crate) async fn dismiss(mut stream: Stream, words: &[u8]) {
+    let said = async {
+        stream.write_all(words).await?;
+        stream.shutdown().await?;
+        // What is closed with something unread in it is reset, and the answer with it.
+        while stream.read(&mut [0; 1024]).await? > 0 {}
+        Ok::<_, std::io::Error>(())
+    };
+    // Whether it was heard is the client's affair.
+    timeout(REFUSAL_DEADLINE, said).await.ok();
 }
 
 /// Lets this process have as many descriptors as it may, and says how many those are.
@@ -116,7 +121,7 @@ mod tests {
     #[test]
     fn so_many_in_all_and_of_one_address() {
         let seats = Arc::new(Seats::new(3, 2));
-        let take = |address: &str| seats.take(address.parse().unwrap());
+        let take = |address: &str| seats.take(address.parse().unwrap(), false);
         let ann = [take("2001:db8::1").unwrap(), take("2001:db8::2").unwrap()];
         assert!(take("2001:db8::3").is_none(), "the same network has its share");
         let bob = take("192.0.2.1").unwrap();
@@ -124,6 +129,9 @@ mod tests {
         drop(ann);
         assert!(take("2001:db8::1").is_some());
         drop(bob);
+        let proxied = ["192.0.2.9"; 3].map(|proxy| seats.take(proxy.parse().unwrap(), true));
+        assert!(proxied.iter().filter(|seat| seat.is_some()).count() == 3, "a proxy has more than its share");
+        drop(proxied);
         assert!(seats.lock().by_address.is_empty() && seats.lock().all == 0);
     }
 }

@@ -7,5 +7,6 @@ mod fleet;
 mod house;
 mod node;
 mod once;
+mod proxies;
 mod raw;
 mod stop;

@@ -10,6 +10,8 @@ use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 
+use super::proxies::{X_FORWARDED_FOR, X_FORWARDED_PROTO};
+
 mod path;
 #[cfg(test)]
 mod tests;
@@ -26,15 +28,13 @@ pub(crate) const MAX_HEAD_BYTES: usize = 32 * 1024;
 /// Longest path with its query, in bytes.
 const MAX_TARGET_BYTES: usize = 8 * 1024;
 
-const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
 /// Lets a request in, stripped of what is not the client's to say and marked with where it came from, or refuses it.
 ///
 /// # Errors
 /// The request has more than one reading, or is over a limit.
-pub(crate) fn admit(parts: &mut Parts, client_address: &HeaderValue) -> Result<(), PublicError> {
+pub(crate) fn admit(parts: &mut Parts, client_address: &HeaderValue, scheme: &'static str) -> Result<(), PublicError> {
     if matches!(parts.method, Method::TRACE | Method::CONNECT) {
         return Err(PublicError::new(Code::MethodNotAllowed, format!("{} is not allowed", parts.method)));
     }
@@ -44,7 +44,7 @@ pub(crate) fn admit(parts: &mut Parts, client_address: &HeaderValue) -> Result<(
     framing(&parts.headers)?;
     strip(&mut parts.headers)?;
     parts.headers.insert(X_FORWARDED_FOR, client_address.clone());
-    parts.headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static("http"));
+    parts.headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
     parts.headers.insert(X_FORWARDED_HOST, host);
     Ok(())
 }

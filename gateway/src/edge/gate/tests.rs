@@ -12,7 +12,7 @@ fn parts(method: &str, uri: &str, headers: &[(&str, &str)]) -> Parts {
 }
 
 fn admitted(mut parts: Parts) -> Result<Parts, PublicError> {
-    admit(&mut parts, &HeaderValue::from_static("192.0.2.1")).map(|()| parts)
+    admit(&mut parts, &HeaderValue::from_static("192.0.2.1"), "http").map(|()| parts)
 }
 
 /// A `GET` of `uri` with one good Host.
