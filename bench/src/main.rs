@@ -24,6 +24,7 @@ mod http1;
 mod load;
 mod machine;
 mod nginx;
+mod placement;
 mod platform;
 mod plot;
 mod program;
@@ -45,6 +46,8 @@ struct Arguments {
 enum What {
     /// Measure.
     Run(Run),
+    /// Simulate the placement of many functions on many nodes.
+    Placement(placement::Arguments),
     /// Stand in for a node; a run starts this by itself.
     #[command(hide = true)]
     Node(standin_node::Arguments),
@@ -86,6 +89,10 @@ fn named(text: &str) -> Result<&'static str> {
 fn main() -> ExitCode {
     let done = match Arguments::parse().what {
         What::Run(arguments) => run(&arguments),
+        What::Placement(arguments) => {
+            println!("{}", placement::report(&arguments));
+            Ok(true)
+        }
         What::Node(arguments) => standin_node::serve(&arguments).map(|()| true),
     };
     match done {

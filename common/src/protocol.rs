@@ -132,7 +132,7 @@ pub struct NodeState {
     pub busy: u32,
     /// Sandboxes, by deployment, that are warm or busy.
     pub warm: Vec<DeploymentId>,
-    /// Memory that sandboxes may use on this node, in MiB.
+    /// Memory that sandboxes may use on this node, in MiB; 0 before the first heartbeat, which is unknown.
     pub memory_total_mb: u64,
     /// Memory that its sandboxes are granted, in MiB.
     pub memory_used_mb: u64,
@@ -141,6 +141,12 @@ pub struct NodeState {
     /// Of what `Keep` names, that of which all sandboxes are there; an agent that does not know `Keep` says nothing.
     #[serde(default)]
     pub kept: Option<Vec<DeploymentId>>,
+    /// Of the memory in use, that of idle sandboxes, which go when others need it, in MiB. An older agent does not say.
+    #[serde(default)]
+    pub memory_idle_mb: Option<u64>,
+    /// CPUs that the agent, and so its sandboxes, may use. An older agent does not say.
+    #[serde(default)]
+    pub cpus: Option<u32>,
 }
 
 /// Most entries of one `Keep`, so that it fits a frame.
@@ -299,5 +305,16 @@ mod tests {
         let line = serde_json::to_string(&hello).unwrap();
         assert!(line.len() < MAX_HELLO_BYTES);
         assert_eq!(serde_json::from_str::<Hello>(&line).unwrap(), hello);
+    }
+
+    #[test]
+    fn what_an_older_agent_does_not_say_is_unknown() {
+        let older =
+            r#"{"type":"heartbeat","busy":1,"warm":[],"memory_total_mb":2,"memory_used_mb":1,"spooled_records":0}"#;
+        let AgentMessage::Heartbeat(state) = serde_json::from_str(older).unwrap() else { unreachable!() };
+        assert_eq!((state.kept, state.memory_idle_mb, state.cpus), (None, None, None));
+        // An older gateway passes over what it does not know.
+        let newer = older.replace("\"busy\"", "\"unheard_of\":[1],\"busy\"");
+        assert!(serde_json::from_str::<AgentMessage>(&newer).is_ok());
     }
 }

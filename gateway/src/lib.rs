@@ -33,6 +33,7 @@ pub use config::{Founder, JwtArgs, Settings};
 pub use control::config::{ControlArgs, PublicUrl, Registration};
 pub use edge::limits::LimitArgs;
 pub use edge::listener::ListenArgs;
+pub use edge::placement;
 pub use edge::proxies::{InvalidProxies, Proxies};
 pub use error::{LinkError, NodePortError, StartError};
 pub use fleet::config::NodePortArgs;

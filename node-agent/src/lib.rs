@@ -192,6 +192,7 @@ pub async fn run(
         answers,
         calls,
         metrics: Arc::clone(&metrics),
+        cpus: std::thread::available_parallelism().ok().and_then(|cpus| u32::try_from(cpus.get()).ok()),
     });
     let link = Link {
         dialer,
@@ -226,6 +227,8 @@ struct Agent {
     answers: Arc<Answers>,
     calls: Arc<Calls>,
     metrics: Arc<Metrics>,
+    /// Those that it may use, if that can be told.
+    cpus: Option<u32>,
 }
 
 impl Agent {
@@ -307,6 +310,8 @@ impl Orders for Agent {
             memory_used_mb: counts.memory_used_mb,
             spooled_records: self.spool.pending(),
             kept: Some(kept),
+            memory_idle_mb: Some(counts.memory_idle_mb),
+            cpus: self.cpus,
         }
     }
 

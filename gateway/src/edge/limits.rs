@@ -11,6 +11,8 @@ use common::ids::UserId;
 use governor::clock::{Clock as _, DefaultClock};
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 
+use super::placement::Seat;
+
 /// Rates.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub struct LimitArgs {
@@ -139,8 +141,18 @@ pub(crate) fn vicinity(address: IpAddr, crowded: bool) -> IpAddr {
 #[derive(Default)]
 pub(crate) struct Admission(AtomicU32);
 
-/// The right to one call; given back when it is dropped.
-pub(crate) struct Permit(Arc<Admission>);
+/// The right to one call, and once it is placed its seat on a node; given back when it is dropped.
+pub(crate) struct Permit {
+    admission: Arc<Admission>,
+    seat: Option<Seat>,
+}
+
+impl Permit {
+    /// Holds the seat, too.
+    pub(crate) fn sit(&mut self, seat: Option<Seat>) {
+        self.seat = seat;
+    }
+}
 
 impl Admission {
     /// Whether `limit` permits are out. A moment later it may be otherwise.
@@ -152,7 +164,7 @@ impl Admission {
     pub(crate) fn admit(self: &Arc<Self>, limit: u32) -> Option<Permit> {
         // One addition and, seldom, one subtraction: cheaper between threads than a loop of comparisons.
         if self.0.fetch_add(1, Ordering::AcqRel) < limit {
-            return Some(Permit(self.clone()));
+            return Some(Permit { admission: self.clone(), seat: None });
         }
         self.0.fetch_sub(1, Ordering::AcqRel);
         None
@@ -161,7 +173,7 @@ impl Admission {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.0.0.fetch_sub(1, Ordering::AcqRel);
+        self.admission.0.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

@@ -31,7 +31,7 @@ pub(crate) mod identity;
 pub(crate) mod limits;
 pub(crate) mod listener;
 mod once;
-pub(crate) mod placement;
+pub mod placement;
 mod prompt;
 pub(crate) mod proxies;
 mod receipt;
@@ -276,14 +276,15 @@ impl Edge {
             // sends slowly holds nothing that others need.
             None => Either::Right(Full::new(self.room.gather(body).await?)),
         };
-        let permit = route.admission.admit(limit).ok_or_else(busy)?;
+        let mut permit = route.admission.admit(limit).ok_or_else(busy)?;
         let placed = match &once {
-            None => self.fleet.placed(route.spec.deployment).await,
+            None => self.fleet.placed(&route.spec).await,
             Some(key) => self.fleet.home(key, route.spec.deployment).await,
         };
-        let Some(link) = placed else {
+        let Some((link, seat)) = placed else {
             return Err(PublicError::new(Code::NoNode, "no node is linked: try again in a moment"));
         };
+        permit.sit(seat);
         let (id, so_far) = (receipt.id_text.clone(), receipt.watch.so_far());
         let invocation = Invocation { route, parts, body, target, form, id, once, so_far, permit, streaming };
         forward::forward(&self.fleet, &self.tasks, &link, invocation).await.map(Answer::Node)

@@ -1,5 +1,14 @@
-//! Which node gets a call: a pure choice between what is known of the nodes.
+//! Which node gets a call, a build, a sandbox that is kept warm: a pure choice between what is known of the nodes.
+//!
+//! Each function ranks all nodes, by rendezvous hashing weighted with their memory, so its ranking stays when other
+//! nodes come and go. Of the first [`RANKED`] it gets one that carries no more than its share, by its CPUs; of those one
+//! that has the version warm, else one whose memory has room for it; of those the first.
 
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use common::function::DeploymentSpec;
 use common::ids::{DeploymentId, NodeId};
 use common::protocol::NodeState;
 use store::fleet::Duty;
@@ -7,55 +16,308 @@ use store::fleet::Duty;
 /// How much more than the mean a node may carry before calls go elsewhere, in percent.
 const BOUND_PERCENT: u64 = 125;
 
+/// Nodes that a function's calls are placed on as long as one of them has room. Sandboxes that are kept warm are there.
+pub const RANKED: usize = 16;
+
+/// Rankings that a thread keeps: about 100 bytes each.
+const MAX_RANKINGS: usize = 16_384;
+
+/// Calls that are under way on a node.
+#[derive(Debug, Default)]
+pub struct Load {
+    /// Those of this gateway, at this moment.
+    sent: AtomicU32,
+    /// Those of other gateways, by the last heartbeat.
+    others: AtomicU32,
+}
+
+impl Load {
+    /// Takes in what a heartbeat says of calls under way. Whether a view that knows it is out of date.
+    pub fn heard(&self, busy: u32) -> bool {
+        let others = busy.saturating_sub(self.sent.load(Ordering::Relaxed));
+        self.others.swap(others, Ordering::Relaxed) != others
+    }
+
+    fn now(&self) -> u64 {
+        u64::from(self.sent.load(Ordering::Relaxed)) + u64::from(self.others.load(Ordering::Relaxed))
+    }
+}
+
+/// A call's place on its node, for as long as this is held.
+#[derive(Debug)]
+pub struct Seat {
+    node: Arc<Load>,
+    fleet: Arc<Load>,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        for load in [&self.node, &self.fleet] {
+            load.sent.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
 /// What placement sees of a node.
-pub(crate) struct Candidate<'a> {
+#[derive(Clone, Debug)]
+pub struct Candidate {
     /// Which.
-    pub(crate) node: NodeId,
-    /// What it said last.
-    pub(crate) state: &'a NodeState,
+    pub node: NodeId,
+    /// What it said last; what is warm is sorted.
+    pub state: Arc<NodeState>,
+    /// What it carries.
+    pub load: Arc<Load>,
     /// What the operator lets it do.
-    pub(crate) duty: Duty,
+    pub duty: Duty,
 }
 
-/// Whether a node may get a call of a deployment: a cordoned one only what is warm there.
-fn may(node: &Candidate<'_>, deployment: DeploymentId) -> bool {
-    match node.duty {
-        Duty::Active => true,
-        Duty::Cordoned => node.state.warm.contains(&deployment),
-        Duty::Draining | Duty::Removed => false,
+impl Candidate {
+    fn is_active(&self) -> bool {
+        self.duty == Duty::Active
+    }
+
+    fn has_warm(&self, deployment: DeploymentId) -> bool {
+        self.state.warm.binary_search(&deployment).is_ok()
     }
 }
 
-/// The place of the best node in `nodes`: one that is warm, and among those the one that the deployment's hash
-/// names, so that calls of one function stay together; but none that carries more than its share. A cordoned one is the
-/// last resort.
-pub(crate) fn choose<'a>(
-    nodes: impl ExactSizeIterator<Item = Candidate<'a>> + Clone,
+/// What is to be placed.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted {
+    key: u128,
     deployment: DeploymentId,
-) -> Option<usize> {
-    if nodes.len() == 1 {
-        return nodes.clone().position(|node| may(&node, deployment));
+    memory_mb: u64,
+}
+
+impl Wanted {
+    /// A call or a build of a version.
+    #[must_use]
+    pub fn of(spec: &DeploymentSpec) -> Self {
+        let memory_mb = spec.limits.memory_mb.into();
+        Self { key: key(spec), deployment: spec.deployment, memory_mb }
     }
-    let busy: u64 = nodes.clone().map(|node| u64::from(node.state.busy)).sum();
-    // One call more than the mean is always allowed, else an idle fleet would take none.
-    let bound = (busy + 1).saturating_mul(BOUND_PERCENT).div_ceil(100 * nodes.len().max(1) as u64);
-    let rank = |node: &Candidate<'_>| {
-        let has_room = u64::from(node.state.busy) < bound;
-        let is_warm = node.state.warm.contains(&deployment);
-        (node.duty == Duty::Active, has_room, is_warm, weight(node.node, deployment.uuid().as_u128()))
-    };
-    let able = nodes.enumerate().filter(|(_, node)| may(node, deployment));
-    able.max_by_key(|(_, node)| rank(node)).map(|(place, _)| place)
 }
 
-/// The node that something with the hash `key` is at, whatever that node carries.
+/// What decides a version's ranking of the nodes: all versions of a function have the same.
+#[must_use]
+pub fn key(spec: &DeploymentSpec) -> u128 {
+    spec.function.uuid().as_u128()
+}
+
+/// The nodes at one moment, made anew when one of them says something.
+#[derive(Debug, Default)]
+pub struct View {
+    nodes: Vec<Candidate>,
+    /// Of each node; 0 of one that is not active.
+    weights: Vec<f64>,
+    /// Of each node; 0 of one that is not active.
+    cpus: Vec<u64>,
+    all_cpus: u64,
+    /// Of all nodes together.
+    load: Arc<Load>,
+    /// Tells views whose rankings differ.
+    order: u64,
+}
+
+/// How good a node is; the largest is best, and among equals the first in the ranking.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Fitness {
+    has_share_left: bool,
+    is_warm: bool,
+    space: Space,
+}
+
+/// Whether a node's memory has room for one more sandbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Space {
+    No,
+    /// If idle sandboxes go.
+    AfterRemoval,
+    Free,
+}
+
+impl View {
+    /// The view of `nodes`, whose loads together are `load`.
+    #[must_use]
+    pub fn new(nodes: Vec<Candidate>, load: Arc<Load>) -> Self {
+        let others =
+            nodes.iter().fold(0, |sum: u32, node| sum.saturating_add(node.load.others.load(Ordering::Relaxed)));
+        load.others.store(others, Ordering::Relaxed);
+        let active = || nodes.iter().filter(|node| node.is_active());
+        let mut known = weights(active().map(|node| node.state.memory_total_mb))
+            .into_iter()
+            .zip(known_or_mean(active().map(|node| u64::from(node.state.cpus.unwrap_or(0)))));
+        let size = |node: &Candidate| if node.is_active() { known.next() } else { None };
+        let (weights, cpus): (Vec<_>, Vec<_>) = nodes.iter().map(size).map(Option::unwrap_or_default).unzip();
+        let order = nodes.iter().zip(&weights).fold(0, |order: u64, (node, weight)| {
+            order.rotate_left(5).wrapping_add(hash(node.node, weight.to_bits().into()))
+        });
+        Self { all_cpus: cpus.iter().sum(), nodes, weights, cpus, load, order }
+    }
+
+    /// The place of the best node for `wanted`. `None` when there is none at all.
+    #[must_use]
+    pub fn choose(&self, wanted: &Wanted, rankings: &mut Rankings) -> Option<usize> {
+        if let [node] = &self.nodes[..] {
+            return (node.is_active() || self.last_resort(wanted).is_some()).then_some(0);
+        }
+        // One call more than now is always allowed, else an idle fleet would take none.
+        let bound = (self.load.now() + 1).saturating_mul(BOUND_PERCENT);
+        let mut best: Option<(Fitness, usize)> = None;
+        for place in rankings.of(self, wanted.key).places() {
+            let fitness = self.fitness(place, wanted, bound)?;
+            if fitness.has_share_left && fitness.is_warm {
+                return Some(place);
+            }
+            if best.as_ref().is_none_or(|(other, _)| fitness > *other) {
+                best = Some((fitness, place));
+            }
+        }
+        let Some((fitness, place)) = best else { return self.last_resort(wanted) };
+        if fitness.has_share_left {
+            return Some(place);
+        }
+        // A function that fills all of its own: from a place on that is its own, too, so that its calls stay together.
+        let (count, start) = (self.nodes.len(), hash(self.nodes[0].node, wanted.key) as usize);
+        let mut round = (0..count).map(|step| (start % count + step) % count);
+        Some(round.find(|place| self.has_share_left(*place, bound)).unwrap_or(place))
+    }
+
+    /// Where no node is active: a cordoned one, for what is warm there.
+    fn last_resort(&self, wanted: &Wanted) -> Option<usize> {
+        self.nodes.iter().position(|node| node.duty == Duty::Cordoned && node.has_warm(wanted.deployment))
+    }
+
+    /// The node at the top of the ranking for `key`.
+    #[must_use]
+    pub fn home(&self, key: u128) -> Option<NodeId> {
+        self.ranking(key).places().next().map(|place| self.nodes[place].node)
+    }
+
+    /// Takes a seat on the node at `place`. Nobody counts where there is one node only.
+    #[must_use]
+    pub fn seat(&self, place: usize) -> Option<Seat> {
+        let node = self.nodes.get(place).filter(|_| self.nodes.len() > 1)?;
+        let seat = Seat { node: node.load.clone(), fleet: self.load.clone() };
+        for load in [&seat.node, &seat.fleet] {
+            load.sent.fetch_add(1, Ordering::Relaxed);
+        }
+        Some(seat)
+    }
+
+    fn ranking(&self, key: u128) -> Ranking {
+        Ranking::of(self.nodes.iter().map(|node| node.node).zip(self.weights.iter().copied()), key)
+    }
+
+    fn has_share_left(&self, place: usize, bound: u64) -> bool {
+        let allowed = bound.saturating_mul(self.cpus[place]).div_ceil(100 * self.all_cpus);
+        self.nodes[place].load.now() < allowed
+    }
+
+    fn fitness(&self, place: usize, wanted: &Wanted, bound: u64) -> Option<Fitness> {
+        let node = self.nodes.get(place)?;
+        Some(Fitness {
+            has_share_left: self.has_share_left(place, bound),
+            is_warm: node.has_warm(wanted.deployment),
+            space: space(&node.state, wanted.memory_mb),
+        })
+    }
+}
+
+/// What is unknown counts as room.
+fn space(state: &NodeState, memory_mb: u64) -> Space {
+    let free = state.memory_total_mb.saturating_sub(state.memory_used_mb);
+    if state.memory_total_mb == 0 || memory_mb <= free {
+        return Space::Free;
+    }
+    match state.memory_idle_mb {
+        Some(idle) if memory_mb > free.saturating_add(idle) => Space::No,
+        _ => Space::AfterRemoval,
+    }
+}
+
+/// The weights of nodes with so much memory, in MiB. One that has not said yet counts as the mean.
+pub fn weights(memory_mb: impl Iterator<Item = u64> + Clone) -> Vec<f64> {
+    known_or_mean(memory_mb).into_iter().map(|memory_mb| memory_mb as f64).collect()
+}
+
+/// `values`, and in place of each 0, which is unknown, the mean of the others.
+fn known_or_mean(values: impl Iterator<Item = u64> + Clone) -> Vec<u64> {
+    let known = values.clone().filter(|value| *value > 0);
+    let (sum, count) = known.fold((0_u64, 0), |(sum, count), value| (sum.saturating_add(value), count + 1));
+    let mean = sum.checked_div(count).unwrap_or(1).max(1);
+    values.map(|value| if value == 0 { mean } else { value }).collect()
+}
+
+/// The first nodes in the order that a key puts them in.
+#[derive(Clone, Copy, Debug)]
+pub struct Ranking {
+    places: [u32; RANKED],
+    count: usize,
+}
+
+impl Ranking {
+    /// The ranking of `nodes`, each with its weight, without those that have none: a node with twice the weight is first for twice the keys. When a
+    /// node comes or goes, only its own keys move.
+    pub fn of(nodes: impl Iterator<Item = (NodeId, f64)>, key: u128) -> Self {
+        let (mut scores, mut places, mut count) = ([0.0; RANKED], [0; RANKED], 0);
+        for (place, (node, weight)) in (0..).zip(nodes).filter(|(_, (_, weight))| *weight > 0.0) {
+            let score = score(node, weight, key);
+            let rank = scores[..count].partition_point(|other| *other >= score);
+            if rank == RANKED {
+                continue;
+            }
+            count = (count + 1).min(RANKED);
+            scores[rank..count].rotate_right(1);
+            places[rank..count].rotate_right(1);
+            (scores[rank], places[rank]) = (score, place);
+        }
+        Self { places, count }
+    }
+
+    /// The places of the nodes, the best first.
+    pub fn places(&self) -> impl Iterator<Item = usize> {
+        self.places.into_iter().take(self.count).map(|place| place as usize)
+    }
+}
+
+/// The rankings that one thread has made of the nodes as they are: in a large fleet one costs more than a call.
+#[derive(Debug, Default)]
+pub struct Rankings {
+    order: u64,
+    by_key: HashMap<u128, Ranking>,
+}
+
+impl Rankings {
+    fn of(&mut self, view: &View, key: u128) -> Ranking {
+        if self.order != view.order {
+            self.by_key.clear();
+            self.order = view.order;
+        }
+        if let Some(ranking) = self.by_key.get(&key) {
+            return *ranking;
+        }
+        if self.by_key.len() >= MAX_RANKINGS {
+            self.by_key.clear();
+        }
+        let ranking = view.ranking(key);
+        self.by_key.insert(key, ranking);
+        ranking
+    }
+}
+
+/// The node that something with the hash `key` is at, whatever that node carries or has.
 pub(crate) fn home(nodes: impl Iterator<Item = NodeId>, key: u128) -> Option<NodeId> {
-    nodes.max_by_key(|node| weight(*node, key))
+    nodes.max_by_key(|node| hash(*node, key))
 }
 
-/// Rendezvous hashing: each node draws a number for the key, and the largest wins. When a node comes or goes, only
-/// its own keys move.
-pub(crate) fn weight(node: NodeId, key: u128) -> u64 {
+/// Weighted rendezvous hashing: each node draws a number between 0 and 1 for the key.
+fn score(node: NodeId, weight: f64, key: u128) -> f64 {
+    let drawn = ((hash(node, key) >> 12) as f64 + 0.5) / (1_u64 << 52) as f64;
+    weight / -drawn.ln()
+}
+
+fn hash(node: NodeId, key: u128) -> u64 {
     let node = node.uuid().as_u128();
     let mixed = (node ^ key.rotate_left(64)).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835);
     let folded = (mixed >> 64) as u64 ^ mixed as u64;
@@ -65,65 +327,4 @@ pub(crate) fn weight(node: NodeId, key: u128) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn fleet(count: usize) -> Vec<(NodeId, NodeState)> {
-        (0..count).map(|_| (NodeId::new(), NodeState::default())).collect()
-    }
-
-    fn chosen(fleet: &[(NodeId, NodeState)], deployment: DeploymentId) -> Option<usize> {
-        let duty = Duty::Active;
-        choose(fleet.iter().map(|(node, state)| Candidate { node: *node, state, duty }), deployment)
-    }
-
-    #[test]
-    fn duties() {
-        let deployment = DeploymentId::new();
-        let (cold, mut warm) = (NodeState::default(), NodeState::default());
-        warm.warm.push(deployment);
-        let check = |nodes: &[(Duty, &NodeState)], expected: Option<usize>| {
-            let candidates = nodes.iter().map(|(duty, state)| Candidate { node: NodeId::new(), state, duty: *duty });
-            assert_eq!(choose(candidates, deployment), expected, "{nodes:?}");
-        };
-        use Duty::{Active, Cordoned, Draining, Removed};
-        check(&[(Cordoned, &warm)], Some(0));
-        check(&[(Cordoned, &cold)], None);
-        check(&[(Draining, &warm)], None);
-        check(&[(Cordoned, &warm), (Active, &cold)], Some(1));
-        check(&[(Cordoned, &cold), (Cordoned, &warm), (Draining, &warm)], Some(1));
-        check(&[(Draining, &warm), (Removed, &warm)], None);
-    }
-
-    #[test]
-    fn none_and_one() {
-        let mut one = fleet(1);
-        one[0].1.busy = 1000;
-        assert_eq!(chosen(&[], DeploymentId::new()), None);
-        assert_eq!(chosen(&one, DeploymentId::new()), Some(0));
-    }
-
-    #[test]
-    fn the_warm_one_wins_until_it_is_full() {
-        let deployment = DeploymentId::new();
-        let mut nodes = fleet(3);
-        nodes[1].1.warm.push(deployment);
-        assert_eq!(chosen(&nodes, deployment), Some(1));
-        nodes[1].1.busy = 100;
-        assert_ne!(chosen(&nodes, deployment), Some(1));
-    }
-
-    #[test]
-    fn a_deployment_keeps_its_home() {
-        let nodes = fleet(10);
-        let deployments: Vec<_> = (0..2000).map(|_| DeploymentId::new()).collect();
-        let homes = |nodes: &[(NodeId, NodeState)]| -> Vec<NodeId> {
-            deployments.iter().map(|deployment| nodes[chosen(nodes, *deployment).unwrap()].0).collect()
-        };
-        let (before, after) = (homes(&nodes), homes(&nodes[1..]));
-        let moved = before.iter().zip(&after).filter(|(before, after)| before != after).count();
-        let lost = before.iter().filter(|home| **home == nodes[0].0).count();
-        assert_eq!(moved, lost);
-        assert!((100..300).contains(&lost), "{lost} of 2000 were on one node of ten");
-    }
-}
+mod tests;

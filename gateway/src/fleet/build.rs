@@ -72,7 +72,7 @@ enum Broken {
 }
 
 pub(super) async fn order(fleet: &Fleet, spec: &DeploymentSpec) -> Result<BuildEvents, NoNode> {
-    let link = fleet.placed(spec.deployment).await.ok_or(NoNode)?;
+    let (link, seat) = fleet.placed(spec).await.ok_or(NoNode)?;
     lock(&fleet.0.pending).insert(spec.deployment, Arc::new(spec.clone()));
     let pending = Pending { fleet: fleet.clone(), id: spec.deployment };
     let lease = fleet.0.stocks.take(&fleet.0.control, &link).await.ok_or(NoNode)?;
@@ -80,6 +80,7 @@ pub(super) async fn order(fleet: &Fleet, spec: &DeploymentSpec) -> Result<BuildE
     let (sender, events) = mpsc::channel(MAX_EVENTS);
     let node = link.node;
     fleet.0.stocks.tasks().spawn(async move {
+        let _seat = seat;
         let read = tokio::select! {
             read = follow(lease, body, &sender) => read,
             () = sender.closed() => return,

@@ -1,7 +1,7 @@
 //! The fleet: the nodes that are linked, the connections to them, and the orders that they get. Agents dial us;
 //! we never dial them.
 
-use std::cell::OnceCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::timeout;
 
-use crate::edge::placement;
+use crate::edge::placement::{Candidate, Load, Rankings, Seat, View, Wanted};
 use crate::metrics::Metrics;
 
 pub(crate) mod authority;
@@ -61,7 +61,9 @@ struct Inner {
     /// Who belongs to the fleet, as the database said last.
     roster: ArcSwap<HashMap<NodeId, KnownNode>>,
     /// The nodes that have registered, as the invoke path reads them.
-    picture: ArcSwap<Vec<Linked>>,
+    picture: ArcSwap<Picture>,
+    /// Calls under way on all nodes.
+    load: Arc<Load>,
     /// Where answers are kept for who asks again.
     homes: Homes,
     changed: Notify,
@@ -80,6 +82,7 @@ struct Node {
     /// The control stream; without it the node gets no calls.
     control: Option<Control>,
     state: Arc<NodeState>,
+    load: Arc<Load>,
 }
 
 struct Control {
@@ -104,7 +107,35 @@ pub(crate) struct Linked {
     pub(crate) protocol: u32,
 }
 
+/// The nodes that take calls, at one moment.
+#[derive(Default)]
+pub(crate) struct Picture {
+    nodes: Vec<Linked>,
+    /// The same nodes in the same order, as placement sees them.
+    view: View,
+}
+
+impl Picture {
+    pub(crate) fn iter(&self) -> std::slice::Iter<'_, Linked> {
+        self.nodes.iter()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.nodes.is_empty()
+    }
+
+    /// Gives a call or a build of a version to the node at `place`.
+    fn seated(&self, place: usize, deployment: DeploymentId) -> (Arc<NodeLink>, Option<Seat>) {
+        let link = &self.nodes[place].link;
+        link.pass.place(deployment);
+        (link.clone(), self.view.seat(place))
+    }
+}
+
 thread_local! {
+    /// What placement has found out on this thread.
+    static RANKINGS: RefCell<Rankings> = RefCell::default();
+
     /// The stock of an edge thread. Such a thread belongs to one gateway for all its life.
     static STOCK: OnceCell<Arc<Stock>> = const { OnceCell::new() };
 }
@@ -123,6 +154,7 @@ impl Fleet {
             passes: Mutex::default(),
             roster: ArcSwap::default(),
             picture: ArcSwap::default(),
+            load: Arc::default(),
             homes: Homes::default(),
             changed: Notify::new(),
             stocks,
@@ -134,7 +166,7 @@ impl Fleet {
     }
 
     /// The nodes that take calls.
-    pub(crate) fn nodes(&self) -> arc_swap::Guard<Arc<Vec<Linked>>> {
+    pub(crate) fn nodes(&self) -> arc_swap::Guard<Arc<Picture>> {
         self.0.picture.load()
     }
 
@@ -143,35 +175,34 @@ impl Fleet {
         !self.nodes().is_empty()
     }
 
-    /// The node for a call or a build of `deployment`, once there is one: a gateway or a node that has just started
-    /// is linked within moments. `None` when none is linked in time.
-    pub(crate) async fn placed(&self, deployment: DeploymentId) -> Option<Arc<NodeLink>> {
-        self.once_linked(|| self.place(deployment)).await
+    /// The node for a call or a build of `spec`, once there is one, and the seat on it: a gateway or a node that has
+    /// just started is linked within moments. `None` when none is linked in time.
+    pub(crate) async fn placed(&self, spec: &DeploymentSpec) -> Option<(Arc<NodeLink>, Option<Seat>)> {
+        self.once_linked(|| self.place(spec)).await
     }
 
     /// The node for a call that runs once, known by `key`: always the same. `None` when that one is not linked in
     /// time, or is drained.
-    pub(crate) async fn home(&self, key: &Digest, deployment: DeploymentId) -> Option<Arc<NodeLink>> {
+    pub(crate) async fn home(&self, key: &Digest, deployment: DeploymentId) -> Option<(Arc<NodeLink>, Option<Seat>)> {
         self.once_linked(|| {
             let home = self.0.homes.of(key, Instant::now())?;
-            let nodes = self.nodes();
-            let node = nodes.iter().find(|node| node.link.node == home && node.duty != Duty::Draining)?;
-            node.link.pass.place(deployment);
-            Some(node.link.clone())
+            let picture = self.nodes();
+            let place = picture.iter().position(|node| node.link.node == home && node.duty != Duty::Draining)?;
+            Some(picture.seated(place, deployment))
         })
         .await
     }
 
-    async fn once_linked(&self, look: impl Fn() -> Option<Arc<NodeLink>>) -> Option<Arc<NodeLink>> {
-        if let Some(link) = look() {
-            return Some(link);
+    async fn once_linked<T>(&self, look: impl Fn() -> Option<T>) -> Option<T> {
+        if let Some(found) = look() {
+            return Some(found);
         }
         let placed = async {
             loop {
                 // Before the look, so that no change falls between the two.
                 let changed = self.0.changed.notified();
-                if let Some(link) = look() {
-                    return link;
+                if let Some(found) = look() {
+                    return found;
                 }
                 changed.await;
             }
@@ -179,13 +210,10 @@ impl Fleet {
         timeout(NODE_DEADLINE, placed).await.ok()
     }
 
-    fn place(&self, deployment: DeploymentId) -> Option<Arc<NodeLink>> {
-        let nodes = self.nodes();
-        let candidates =
-            nodes.iter().map(|node| placement::Candidate { node: node.link.node, state: &node.state, duty: node.duty });
-        let link = placement::choose(candidates, deployment).map(|place| nodes[place].link.clone())?;
-        link.pass.place(deployment);
-        Some(link)
+    fn place(&self, spec: &DeploymentSpec) -> Option<(Arc<NodeLink>, Option<Seat>)> {
+        let picture = self.nodes();
+        let place = RANKINGS.with_borrow_mut(|rankings| picture.view.choose(&Wanted::of(spec), rankings))?;
+        Some(picture.seated(place, spec.deployment))
     }
 
     /// A connection to a node for a call on this edge thread; `None` when there is none in time.
@@ -275,6 +303,7 @@ impl Fleet {
             link: Arc::new(NodeLink::new(node, self.pass_of(node))),
             control: None,
             state: Arc::default(),
+            load: Arc::default(),
         });
         entry.link.clone()
     }
@@ -289,11 +318,16 @@ impl Fleet {
         inbox
     }
 
-    fn heard(&self, node: NodeId, stream: u64, state: NodeState) {
+    fn heard(&self, node: NodeId, stream: u64, mut state: NodeState) {
+        // Placement looks versions up in it.
+        state.warm.sort_unstable();
         let mut nodes = lock(&self.0.nodes);
         let Some(entry) = nodes.get_mut(&node) else { return };
         let is_current = entry.control.as_ref().is_some_and(|control| control.stream == stream);
-        if is_current && *entry.state != state {
+        if !is_current {
+            return;
+        }
+        if entry.load.heard(state.busy) | (*entry.state != state) {
             entry.state = Arc::new(state);
             self.redraw(&nodes);
         }
@@ -315,18 +349,20 @@ impl Fleet {
 
     fn redraw(&self, nodes: &HashMap<NodeId, Node>) {
         let linked = nodes.values().filter_map(|node| Some((node, node.control.as_ref()?.protocol)));
-        let mut picture: Vec<_> = linked
-            .map(|(node, protocol)| Linked {
-                link: node.link.clone(),
-                state: node.state.clone(),
-                duty: self.duty(node.link.node).unwrap_or_default(),
-                protocol,
+        let mut seen: Vec<_> = linked
+            .map(|(node, protocol)| {
+                let (link, state, load) = (node.link.clone(), node.state.clone(), node.load.clone());
+                let duty = self.duty(link.node).unwrap_or_default();
+                let candidate = Candidate { node: link.node, state: state.clone(), load, duty };
+                (Linked { link, state, duty, protocol }, candidate)
             })
             .collect();
-        picture.sort_unstable_by_key(|node| node.link.node);
-        self.0.metrics.nodes.set(i64::try_from(picture.len()).unwrap_or(i64::MAX));
-        self.0.homes.note(picture.iter().map(|node| node.link.node), Instant::now());
-        self.0.picture.store(Arc::new(picture));
+        seen.sort_unstable_by_key(|(_, candidate)| candidate.node);
+        let (nodes, candidates): (Vec<_>, Vec<_>) = seen.into_iter().unzip();
+        let view = View::new(candidates, self.0.load.clone());
+        self.0.metrics.nodes.set(i64::try_from(nodes.len()).unwrap_or(i64::MAX));
+        self.0.homes.note(nodes.iter().map(|node| node.link.node), Instant::now());
+        self.0.picture.store(Arc::new(Picture { nodes, view }));
         self.0.changed.notify_waiters();
     }
 

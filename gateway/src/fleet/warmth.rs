@@ -1,7 +1,6 @@
 //! Which node keeps which versions warm. The spread is pure; a node is told its part whenever that changes: when nodes
 //! come and go, when the routes are swapped, and when a version with `min_warm` is about to serve.
 
-use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +13,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::{Fleet, lock};
-use crate::edge::placement;
+use crate::edge::placement::{self, RANKED, Ranking};
 use crate::edge::routes::Routes;
 
 /// How long a new version waits to be warm before it serves all the same.
@@ -24,6 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Wish {
     deployment: DeploymentId,
+    /// What decides where its calls go.
+    key: u128,
     /// On all nodes together.
     sandboxes: u32,
     /// On one node.
@@ -39,19 +40,19 @@ impl Wish {
             Contract::Http { .. } => 1,
         };
         let sandboxes = spec.limits.min_warm;
-        (sandboxes > 0).then_some(Self { deployment: spec.deployment, sandboxes, most })
+        (sandboxes > 0).then_some(Self { deployment: spec.deployment, key: placement::key(spec), sandboxes, most })
     }
 }
 
-/// What each of `nodes` is to keep: the sandboxes of a version go to the nodes in turn, that first on which its calls
-/// are placed.
-fn spread(nodes: &[NodeId], wishes: &[Wish]) -> Vec<Vec<Warm>> {
+/// What each of `nodes`, which have so much memory, is to keep: the sandboxes of a version go in turn to the nodes on
+/// which its calls are placed.
+fn spread(nodes: &[(NodeId, u64)], wishes: &[Wish]) -> Vec<Vec<Warm>> {
     let mut parts = vec![Vec::new(); nodes.len()];
-    let count = u32::try_from(nodes.len()).unwrap_or(u32::MAX);
+    let count = nodes.len().min(RANKED) as u32;
+    let weights = placement::weights(nodes.iter().map(|(_, memory_mb)| *memory_mb));
     for wish in wishes {
-        let mut places: Vec<usize> = (0..nodes.len()).collect();
-        places.sort_by_key(|place| Reverse(placement::weight(nodes[*place], wish.deployment.uuid().as_u128())));
-        for (rank, place) in (0..).zip(places) {
+        let weighted = nodes.iter().map(|(node, _)| *node).zip(weights.iter().copied());
+        for (rank, place) in (0..).zip(Ranking::of(weighted, wish.key).places()) {
             let sandboxes = (wish.sandboxes / count + u32::from(rank < wish.sandboxes % count)).min(wish.most);
             if sandboxes > 0 {
                 parts[place].push(Warm { deployment: wish.deployment, sandboxes });
@@ -120,14 +121,16 @@ impl Fleet {
         wishes.sort_by_key(|wish| wish.deployment);
         wishes.dedup();
         let mut nodes = lock(&self.0.nodes);
-        let mut linked: Vec<_> =
-            nodes.iter_mut().filter_map(|(id, node)| Some((*id, &node.link, node.control.as_mut()?))).collect();
-        linked.sort_by_key(|(id, ..)| *id);
+        let mut linked: Vec<_> = nodes
+            .iter_mut()
+            .filter_map(|(id, node)| Some(((*id, node.state.memory_total_mb), &node.link, node.control.as_mut()?)))
+            .collect();
+        linked.sort_by_key(|(sized, ..)| *sized);
         // What gets no new calls keeps nothing for them.
-        let is_active = |id: &NodeId| self.duty(*id).unwrap_or_default() == Duty::Active;
-        let ids: Vec<_> = linked.iter().map(|(id, ..)| *id).filter(is_active).collect();
-        let mut parts: HashMap<_, _> = ids.iter().copied().zip(spread(&ids, &wishes)).collect();
-        for (id, link, control) in linked {
+        let is_active = |(id, _): &(NodeId, u64)| self.duty(*id).unwrap_or_default() == Duty::Active;
+        let active: Vec<_> = linked.iter().map(|(sized, ..)| *sized).filter(is_active).collect();
+        let mut parts: HashMap<_, _> = active.iter().map(|(id, _)| *id).zip(spread(&active, &wishes)).collect();
+        for ((id, _), link, control) in linked {
             let mut warm = parts.remove(&id).unwrap_or_default();
             if warm.len() > MAX_KEPT {
                 tracing::warn!(node = %id, versions = warm.len(), "more are to be kept warm than a node can be told");
@@ -161,16 +164,21 @@ pub(crate) async fn run(fleet: Fleet, routes: Arc<Routes>, end: CancellationToke
 
 #[cfg(test)]
 mod tests {
+    use std::cmp::Reverse;
+
     use super::*;
 
+    fn wish(sandboxes: u32, most: u32) -> Wish {
+        Wish { deployment: DeploymentId::new(), key: DeploymentId::new().uuid().as_u128(), sandboxes, most }
+    }
+
     fn check(nodes: usize, sandboxes: u32, most: u32, expected: &[u32]) {
-        let nodes: Vec<_> = (0..nodes).map(|_| NodeId::new()).collect();
-        let wish = Wish { deployment: DeploymentId::new(), sandboxes, most };
+        let nodes: Vec<_> = (0..nodes).map(|_| (NodeId::new(), 1024)).collect();
+        let wish = wish(sandboxes, most);
         let parts = spread(&nodes, &[wish]);
         let mut counts: Vec<_> = parts.iter().map(|part| part.iter().map(|warm| warm.sandboxes).sum::<u32>()).collect();
         // The node that gets most is where placement sends calls.
-        let home =
-            (0..nodes.len()).max_by_key(|place| placement::weight(nodes[*place], wish.deployment.uuid().as_u128()));
+        let home = Ranking::of(nodes.iter().map(|(node, _)| (*node, 1.0)), wish.key).places().next();
         assert_eq!(home.map(|home| counts[home]), counts.iter().max().copied(), "{counts:?}");
         counts.sort_unstable_by_key(|count| Reverse(*count));
         assert_eq!(counts, expected, "{sandboxes} on {} nodes", nodes.len());
@@ -186,13 +194,14 @@ mod tests {
         // A server is there once on a node.
         check(1, 3, 1, &[1]);
         check(3, 2, 1, &[1, 1, 0]);
+        // Calls look at no more nodes than that, as a rule.
+        check(18, 17, 10, &[&[2][..], &[1; RANKED - 1], &[0, 0]].concat());
     }
 
     #[test]
     fn a_node_that_goes_moves_its_own_alone() {
-        let nodes: Vec<_> = (0..4).map(|_| NodeId::new()).collect();
-        let wishes: Vec<_> =
-            (0..100).map(|_| Wish { deployment: DeploymentId::new(), sandboxes: 1, most: 1 }).collect();
+        let nodes: Vec<_> = (0..4).map(|_| (NodeId::new(), 1024)).collect();
+        let wishes: Vec<_> = (0..100).map(|_| wish(1, 1)).collect();
         let (before, after) = (spread(&nodes, &wishes), spread(&nodes[1..], &wishes));
         for (before, after) in before[1..].iter().zip(&after) {
             assert!(before.iter().all(|warm| after.contains(warm)));

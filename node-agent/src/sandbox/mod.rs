@@ -134,6 +134,8 @@ pub struct Counts {
     pub memory_total_mb: u64,
     /// Memory that they are granted, those that start or leave included, in MiB.
     pub memory_used_mb: u64,
+    /// Of that, what idle ones are granted, in MiB.
+    pub memory_idle_mb: u64,
 }
 
 /// All sandboxes of a node.
@@ -237,9 +239,9 @@ impl Sandboxes {
     /// What the sandboxes do.
     #[must_use]
     pub fn counts(&self) -> Counts {
-        let (busy, warm, memory_used_mb) = self.lock().pool.counts();
+        let (busy, warm, [memory_used_mb, memory_idle_mb]) = self.lock().pool.counts();
         let busy = u32::try_from(busy).unwrap_or(u32::MAX);
-        Counts { busy, warm, memory_total_mb: self.total_mb, memory_used_mb }
+        Counts { busy, warm, memory_total_mb: self.total_mb, memory_used_mb, memory_idle_mb }
     }
 
     /// Whether the deployment has a sandbox that is idle or busy.

@@ -275,11 +275,13 @@ impl<S> Pool<S> {
         plan
     }
 
-    /// Calls under way, deployments with a sandbox that is idle or busy, and the memory in use, in MiB.
-    pub(crate) fn counts(&self) -> (usize, Vec<DeploymentId>, u64) {
+    /// Calls under way, deployments with a sandbox that is idle or busy, and the memory in use and of that the idle, in
+    /// MiB.
+    pub(crate) fn counts(&self) -> (usize, Vec<DeploymentId>, [u64; 2]) {
         let busy = self.deployments.values().map(|share| share.busy).sum();
         let warm = self.deployments.iter().filter(|(_, share)| share.live() > 0).map(|(id, _)| *id).collect();
-        (busy, warm, self.used_mb)
+        let idle_mb = self.deployments.values().map(|share| share.memory_mb * share.idle.len() as u64).sum();
+        (busy, warm, [self.used_mb, idle_mb])
     }
 
     /// Whether the deployment has a sandbox, or a call that waits for one.

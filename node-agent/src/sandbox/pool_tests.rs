@@ -76,7 +76,7 @@ fn waiters_share_one_start_in_order() {
     assert_eq!(bench.pool.give_back(deployment, 1, bench.now), Next::Kept);
     assert_eq!(bench.pool.take(deployment), Some(1));
     assert_eq!(bench.pool.take(deployment), None);
-    assert_eq!(bench.pool.counts(), (1, vec![deployment], MB));
+    assert_eq!(bench.pool.counts(), (1, vec![deployment], [MB, 0]));
 }
 
 #[test]
@@ -86,7 +86,7 @@ fn a_failed_start_fails_all_that_wait_for_it() {
     let tickets = bench.wait(deployment, 2);
     assert_eq!(bench.starts(), [deployment]);
     assert_eq!(bench.pool.start_failed(deployment), tickets);
-    assert_eq!(bench.pool.counts(), (0, vec![], 0));
+    assert_eq!(bench.pool.counts(), (0, vec![], [0, 0]));
     assert_eq!(bench.starts(), []);
 }
 
@@ -157,9 +157,9 @@ fn the_retired_leave_when_they_are_free() {
     let busy = bench.pool.take(deployment).unwrap();
     assert_eq!(bench.pool.retire(deployment), []);
     assert_eq!(bench.pool.give_back(deployment, busy, bench.now), Next::Remove(busy, MB));
-    assert_eq!(bench.pool.counts(), (0, vec![], MB));
+    assert_eq!(bench.pool.counts(), (0, vec![], [MB, 0]));
     bench.pool.removed(MB);
-    assert_eq!(bench.pool.counts(), (0, vec![], 0));
+    assert_eq!(bench.pool.counts(), (0, vec![], [0, 0]));
     let deployment = bench.idle();
     assert_eq!(bench.pool.retire(deployment), [(2, MB)]);
     assert_eq!(bench.pool.retire(DeploymentId::new()), []);

@@ -1,0 +1,143 @@
+//! Placement, as data.
+
+use super::*;
+
+/// A node as a test says it: busy calls, CPUs, memory in all, used and idle, and whether the version is warm there.
+#[derive(Clone, Copy, Default)]
+struct Facts {
+    busy: u32,
+    cpus: Option<u32>,
+    memory: (u64, u64, Option<u64>),
+    is_warm: bool,
+    duty: Duty,
+}
+
+fn wanted() -> Wanted {
+    Wanted { key: NodeId::new().uuid().as_u128(), deployment: DeploymentId::new(), memory_mb: 128 }
+}
+
+fn view(nodes: impl IntoIterator<Item = (NodeId, Facts)>, wanted: &Wanted) -> View {
+    let candidate = |(node, facts): (NodeId, Facts)| {
+        let load = Arc::new(Load::default());
+        load.heard(facts.busy);
+        let (memory_total_mb, memory_used_mb, memory_idle_mb) = facts.memory;
+        let warm = if facts.is_warm { vec![wanted.deployment] } else { Vec::new() };
+        let Facts { busy, cpus, duty, .. } = facts;
+        let state =
+            NodeState { busy, cpus, memory_total_mb, memory_used_mb, memory_idle_mb, warm, ..NodeState::default() };
+        Candidate { node, state: Arc::new(state), load, duty }
+    };
+    View::new(nodes.into_iter().map(candidate).collect(), Arc::default())
+}
+
+/// Chooses among nodes with these facts, the first in the ranking first; `expected` is a rank.
+fn check(facts: &[Facts], expected: Option<usize>, why: &str) {
+    let wanted = wanted();
+    let mut nodes: Vec<_> = facts.iter().map(|_| NodeId::new()).collect();
+    // As if all had the same memory, which in these tests they have.
+    nodes.sort_by(|a, b| score(*b, 1.0, wanted.key).total_cmp(&score(*a, 1.0, wanted.key)));
+    let view = view(nodes.into_iter().zip(facts.iter().copied()), &wanted);
+    assert_eq!(view.choose(&wanted, &mut Rankings::default()), expected, "{why}");
+}
+
+#[test]
+fn choices() {
+    let cold = Facts::default();
+    let warm = Facts { is_warm: true, ..cold };
+    let busy = |busy| Facts { busy, ..cold };
+    check(&[], None, "no node");
+    check(&[busy(1000)], Some(0), "the only one");
+    check(&[cold, cold, cold], Some(0), "the first in the ranking");
+    check(&[cold, cold, warm], Some(2), "the warm one");
+    check(&[cold, warm, warm], Some(1), "the first warm one");
+    check(&[cold, cold, Facts { busy: 100, ..warm }], Some(0), "the warm one carries too much");
+    check(&[busy(10), busy(10), busy(10)], Some(0), "all carry the mean");
+    check(&[busy(15), busy(10), busy(10)], Some(1), "over 1.25 times the mean");
+    check(&[busy(13), busy(10), busy(10)], Some(0), "not yet");
+    let cpus = |busy, cpus| Facts { busy, cpus: Some(cpus), ..cold };
+    check(&[cpus(20, 8), cpus(10, 4), cpus(10, 4)], Some(0), "twice the CPUs carry twice the calls");
+    check(&[cpus(20, 4), cpus(10, 8), cpus(10, 4)], Some(1), "and no more");
+    check(&[cpus(10, 4), Facts { busy: 10, ..cold }], Some(0), "unknown CPUs are not none");
+    check(&[cpus(14, 4), Facts { busy: 1, ..cold }], Some(1), "unknown CPUs are not none");
+
+    let memory = |total, used, idle| Facts { memory: (total, used, idle), ..cold };
+    check(&[memory(1024, 1000, Some(500)), memory(1024, 0, Some(0))], Some(1), "memory that is free");
+    check(&[memory(1024, 1000, Some(0)), memory(1024, 1000, Some(500))], Some(1), "memory that can be had");
+    check(&[memory(1024, 1000, None), memory(1024, 1000, Some(500))], Some(0), "an older agent does not say");
+    check(&[Facts { is_warm: true, ..memory(1024, 1024, Some(0)) }, memory(1024, 0, None)], Some(0), "warm needs none");
+    check(&[memory(1024, 1024, Some(0)), memory(1024, 1024, Some(0))], Some(0), "nowhere: the agent lets it wait");
+}
+
+#[test]
+fn duties() {
+    use Duty::{Active, Cordoned, Draining, Removed};
+    let cold = |duty| Facts { duty, ..Facts::default() };
+    let warm = |duty| Facts { is_warm: true, ..cold(duty) };
+    check(&[warm(Cordoned)], Some(0), "the last resort");
+    check(&[cold(Cordoned)], None, "nothing new");
+    check(&[warm(Draining)], None, "nothing at all");
+    check(&[warm(Cordoned), cold(Active)], Some(1), "not while there is another");
+    check(&[warm(Cordoned), Facts { busy: 9, ..cold(Active) }], Some(1), "whatever that carries");
+    check(&[cold(Cordoned), warm(Cordoned), warm(Draining)], Some(1), "of two the warm one");
+    check(&[warm(Draining), warm(Removed)], None, "nothing at all");
+}
+
+#[test]
+fn seats_count_at_once() {
+    let wanted = wanted();
+    let view = view((0..4).map(|_| (NodeId::new(), Facts::default())), &wanted);
+    let mut rankings = Rankings::default();
+    let mut counts = [0; 4];
+    let seats: Vec<_> = (0..100)
+        .map(|_| {
+            let place = view.choose(&wanted, &mut rankings).unwrap();
+            counts[place] += 1;
+            view.seat(place).unwrap()
+        })
+        .collect();
+    counts.sort_unstable();
+    assert!(counts[3] <= 32 && counts[3] > counts[0], "{counts:?}");
+    let home = view.home(wanted.key);
+    drop(seats);
+    let place = view.choose(&wanted, &mut rankings).unwrap();
+    assert_eq!((view.load.now(), Some(view.nodes[place].node)), (0, home));
+}
+
+#[test]
+fn one_that_fills_all_of_its_own_goes_on_elsewhere() {
+    let wanted = wanted();
+    let view = view((0..50).map(|_| (NodeId::new(), Facts::default())), &wanted);
+    let mut rankings = Rankings::default();
+    let seats: Vec<_> = (0..1000).map(|_| view.seat(view.choose(&wanted, &mut rankings).unwrap()).unwrap()).collect();
+    let most = view.nodes.iter().map(|node| node.load.now()).max();
+    assert!(seats.len() == 1000 && most <= Some(25), "{most:?} of 1000 calls are on one node of 50");
+}
+
+#[test]
+fn a_home_stays_and_memory_weighs() {
+    let wanted = wanted();
+    let sized = |gib: u64| (NodeId::new(), Facts { memory: (gib * 1024, 0, None), ..Facts::default() });
+    let nodes: Vec<_> = (0..10).map(|number| sized(if number == 0 { 32 } else { 16 })).collect();
+    let keys: Vec<_> = (0..4000).map(|_| DeploymentId::new().uuid().as_u128()).collect();
+    let homes = |nodes: &[(NodeId, Facts)]| -> Vec<_> {
+        let view = view(nodes.iter().copied(), &wanted);
+        keys.iter().map(|key| view.home(*key).unwrap()).collect()
+    };
+    let (all, less) = (homes(&nodes), homes(&nodes[1..]));
+    let moved = all.iter().zip(&less).filter(|(before, after)| before != after).count();
+    let large = all.iter().filter(|home| **home == nodes[0].0).count();
+    assert_eq!(moved, large);
+    // Two parts of eleven.
+    assert!((600..860).contains(&large), "{large} of 4000 are on the node with twice the memory");
+}
+
+#[test]
+fn rankings_are_of_the_view() {
+    let (wanted, ids) = (wanted(), [NodeId::new(), NodeId::new(), NodeId::new()]);
+    let mut rankings = Rankings::default();
+    for nodes in [&ids[..], &ids[1..], &ids[..2], &ids[..]] {
+        let view = view(nodes.iter().map(|node| (*node, Facts::default())), &wanted);
+        let place = view.choose(&wanted, &mut rankings).unwrap();
+        assert_eq!(Some(view.nodes[place].node), view.home(wanted.key));
+    }
+}
