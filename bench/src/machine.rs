@@ -116,6 +116,20 @@ pub(crate) fn resident_mb(pid: u32) -> Result<f64> {
     Ok(kib * 1024.0 / 1e6)
 }
 
+/// Descriptors that `pid` has open.
+pub(crate) fn descriptors(pid: u32) -> Result<usize> {
+    entries(pid, "fd")
+}
+
+/// Threads of `pid`.
+pub(crate) fn threads(pid: u32) -> Result<usize> {
+    entries(pid, "task")
+}
+
+fn entries(pid: u32, folder: &str) -> Result<usize> {
+    Ok(std::fs::read_dir(format!("/proc/{pid}/{folder}")).context("the process is gone")?.count())
+}
+
 /// Memory that the cgroup of `pid` is charged, in MB of a million bytes; under both versions of cgroups.
 pub(crate) fn cgroup_mb(pid: u32) -> Result<f64> {
     let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup"))?;

@@ -29,6 +29,7 @@ mod platform;
 mod plot;
 mod program;
 mod report;
+mod soak;
 mod stage;
 mod standin_gateway;
 mod standin_node;
@@ -46,6 +47,8 @@ struct Arguments {
 enum What {
     /// Measure.
     Run(Run),
+    /// Put load on for long, and see that nothing fails and nothing grows.
+    Soak(Soak),
     /// Simulate the placement of many functions on many nodes.
     Placement(placement::Arguments),
     /// Stand in for a node; a run starts this by itself.
@@ -62,6 +65,21 @@ struct Run {
     /// Fewer rounds, shorter ones, fewer functions: to see whether it runs, not to know the figures.
     #[arg(long)]
     quick: bool,
+    #[command(flatten)]
+    places: Places,
+}
+
+#[derive(Clone, clap::Args)]
+struct Soak {
+    #[command(flatten)]
+    how: soak::Arguments,
+    #[command(flatten)]
+    places: Places,
+}
+
+/// Where things are and go.
+#[derive(Clone, clap::Args)]
+struct Places {
     /// The directory of the release programs.
     #[arg(long)]
     programs: PathBuf,
@@ -79,6 +97,13 @@ struct Run {
     results: PathBuf,
 }
 
+impl Places {
+    fn stage(&self, cores: &Cores, scale: Scale) -> Stage {
+        let Self { programs, kept, folder, memory, .. } = self.clone();
+        Stage { cores: cores.clone(), scale, programs, kept, folder, memory }
+    }
+}
+
 fn named(text: &str) -> Result<&'static str> {
     let found = ALL.iter().find(|target| target.name.eq_ignore_ascii_case(text));
     let names =
@@ -89,6 +114,9 @@ fn named(text: &str) -> Result<&'static str> {
 fn main() -> ExitCode {
     let done = match Arguments::parse().what {
         What::Run(arguments) => run(&arguments),
+        What::Soak(Soak { how, places }) => {
+            Cores::divide().and_then(|cores| soak::soak(how, &places.stage(&cores, Scale::WHOLE), &places.results))
+        }
         What::Placement(arguments) => {
             println!("{}", placement::report(&arguments));
             Ok(true)
@@ -112,8 +140,7 @@ fn run(arguments: &Run) -> Result<bool> {
     let machine = machine::describe();
     let cores = Cores::divide()?;
     let scale = if arguments.quick { Scale::QUICK } else { Scale::WHOLE };
-    let Run { programs, kept, folder, memory, .. } = arguments.clone();
-    let stage = Stage { cores: cores.clone(), scale, programs, kept, folder, memory };
+    let stage = arguments.places.stage(&cores, scale);
     if machine.load_average > 0.5 {
         eprintln!("note: others keep this machine busy (load average {}): figures are noise", machine.load_average);
     }
@@ -135,7 +162,7 @@ fn run(arguments: &Run) -> Result<bool> {
     }
     report.seconds = started.elapsed().as_secs();
     let name = format!("{}-{}", started_at.format("%Y-%m-%d-%H%M"), file_name(&report.machine.name));
-    let files = write(&report, &arguments.results, &name)?;
+    let files = write(&report, &arguments.places.results, &name)?;
     println!("\n{}\n{files}", report::table(&report));
     Ok(report.failures.is_empty())
 }

@@ -127,6 +127,11 @@ impl Platform {
         self.node.id()
     }
 
+    /// The gateway's database, unless its settings say another.
+    pub(crate) fn database(&self) -> PathBuf {
+        self.data_dir.join("dartcloud.db")
+    }
+
     pub(crate) fn both(&self) -> [u32; 2] {
         [self.gateway(), self.node()]
     }

@@ -44,6 +44,11 @@ impl Latencies {
         Self::new(samples.into_iter().flat_map(|sample| sample.0.iter().copied()).collect())
     }
 
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        self.0.len()
+    }
+
     /// In microseconds; the smallest latency that is not below this share of all. 0 of nothing.
     pub(crate) fn at(&self, quantile: f64) -> f64 {
         let rank = (quantile * self.0.len() as f64).ceil() as usize;
