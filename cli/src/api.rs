@@ -1,6 +1,6 @@
 //! The server's HTTP API: which server, as whom, and how its answers and errors are read.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -28,6 +28,10 @@ pub(crate) struct Server {
     /// An access token; default: the one that `login` or `dev` remembers.
     #[arg(long, env = "DARTCLOUD_TOKEN", hide_env_values = true)]
     pub(crate) token: Option<String>,
+    /// A file of certificate authorities, in PEM, that are believed beside the machine's own; for a server whose
+    /// certificate is of your own making.
+    #[arg(long, env = "DARTCLOUD_CA_FILE")]
+    pub(crate) ca_file: Option<PathBuf>,
     /// Where `dartcloud dev` keeps its data.
     #[arg(long, env = "DATA_DIR", hide = true, default_value_os_t = common::settings::default_data_dir())]
     pub(crate) data_dir: PathBuf,
@@ -106,8 +110,9 @@ impl Client {
     /// # Errors
     /// There are none, or those that there are belong to another server than the one that is asked for.
     pub(crate) fn new(server: Server) -> anyhow::Result<Self> {
+        let ca = server.ca_file.as_deref();
         if let (Some(base), Some(token)) = (&server.url, &server.token) {
-            return Ok(Self { http: http(base)?, base: base.clone(), token: token.clone(), file: None });
+            return Ok(Self { http: http(base, ca)?, base: base.clone(), token: token.clone(), file: None });
         }
         let files = [credentials::user_file(), Some(server.data_dir.join(credentials::FILE))];
         let mut known = Vec::new();
@@ -120,7 +125,7 @@ impl Client {
                     Some(token) => (token, None),
                     None => (stored.access_token.unwrap_or_default(), Some(path)),
                 };
-                return Ok(Self { http: http(&base)?, base, token, file });
+                return Ok(Self { http: http(&base, ca)?, base, token, file });
             }
             known.push(base.to_string());
         }
@@ -212,8 +217,13 @@ impl Client {
 }
 
 /// Signs in and returns what `login` stores; the password is not in it.
-pub(crate) async fn sign_in_as(base: &Url, email: &str, password: &str) -> anyhow::Result<Credentials> {
-    let Tokens { access_token, refresh_token } = login(&http(base)?, base, email, password).await?;
+pub(crate) async fn sign_in_as(
+    base: &Url,
+    ca: Option<&Path>,
+    email: &str,
+    password: &str,
+) -> anyhow::Result<Credentials> {
+    let Tokens { access_token, refresh_token } = login(&http(base, ca)?, base, email, password).await?;
     Ok(Credentials {
         url: base.to_string(),
         email: email.to_owned(),
@@ -259,8 +269,11 @@ fn explained(refusal: Refusal) -> anyhow::Error {
 }
 
 /// The client's engine. What is on this machine is not looked for behind a proxy.
-fn http(base: &Url) -> anyhow::Result<reqwest::Client> {
+fn http(base: &Url, ca: Option<&Path>) -> anyhow::Result<reqwest::Client> {
     let mut builder = reqwest::Client::builder().connect_timeout(CONNECT).user_agent(AGENT);
+    if let Some(path) = ca {
+        builder = builder.tls_certs_merge(authorities(path)?);
+    }
     let local = match base.host_str() {
         Some(host) => {
             let host = host.trim_matches(['[', ']']);
@@ -272,6 +285,16 @@ fn http(base: &Url) -> anyhow::Result<reqwest::Client> {
         builder = builder.no_proxy();
     }
     builder.build().context("cannot set up HTTP")
+}
+
+/// The certificates of a file that the user named.
+fn authorities(path: &Path) -> anyhow::Result<Vec<reqwest::Certificate>> {
+    let name = || format!("{}: let DARTCLOUD_CA_FILE or --ca-file name a file of certificates in PEM", path.display());
+    let text = std::fs::read(path).map_err(|error| failure::wrong(format!("{}: {error}", name())))?;
+    match reqwest::Certificate::from_pem_bundle(&text) {
+        Ok(certificates) if !certificates.is_empty() => Ok(certificates),
+        _ => Err(failure::wrong(format!("no certificate is in {}", name()))),
+    }
 }
 
 const AGENT: &str = concat!("dartcloud/", env!("CARGO_PKG_VERSION"));
@@ -292,7 +315,9 @@ async fn tokens(http: &reqwest::Client, base: &Url, path: &str, body: &Value) ->
 }
 
 fn unreachable(base: &Url, error: reqwest::Error) -> anyhow::Error {
-    let sentence = if error.is_timeout() {
+    let sentence = if is_certificate(&error) {
+        format!("the certificate of {base} is not believed: name its authority with --ca-file or DARTCLOUD_CA_FILE")
+    } else if error.is_timeout() {
         format!("{base} did not answer in time: try again, or look at the server's log")
     } else if error.is_connect() {
         format!("cannot reach {base}: start the server (`dartcloud dev`), or name another with --url")
@@ -300,6 +325,13 @@ fn unreachable(base: &Url, error: reqwest::Error) -> anyhow::Error {
         format!("the connection to {base} failed: try again")
     };
     anyhow::Error::new(error.without_url()).context(sentence)
+}
+
+/// Whether TLS failed for the server's certificate, of which reqwest shows the words only.
+fn is_certificate(error: &reqwest::Error) -> bool {
+    let error: &dyn std::error::Error = error;
+    std::iter::successors(error.source(), |cause| cause.source())
+        .any(|cause| cause.to_string().contains("peer certificate"))
 }
 
 #[cfg(test)]
@@ -334,6 +366,7 @@ mod tests {
             Client::new(Server {
                 url: Some(base_url(url).unwrap()),
                 token: token.map(str::to_owned),
+                ca_file: None,
                 data_dir: directory.path().to_path_buf(),
             })
         };

@@ -45,7 +45,7 @@ pub(crate) fn run(mut args: Args) -> Result<()> {
     preflight::check(&args)?;
     let data_dir = &args.shared.place.data_dir;
     account::ensure_jwt_secret(data_dir, &mut args.gateway)?;
-    let url = local_url(args.gateway.listen_addr());
+    let url = local_url(scheme(&args.gateway), args.gateway.listen_addr());
     let (founder, account) = account::ensure_operator(data_dir, url.clone())?;
     let greeting = Greeting { url, account, email: founder.email.clone() };
     args.gateway.founder = Some(founder);
@@ -75,13 +75,18 @@ pub(crate) fn run(mut args: Args) -> Result<()> {
     served.context("the gateway could not go on").and(beside)
 }
 
+/// What the public listener speaks.
+fn scheme(settings: &gateway::Settings) -> &'static str {
+    if settings.listen.tls.tls_cert_file.is_some() { "https" } else { "http" }
+}
+
 /// How this machine reaches a listener at `address`: by name where it listens there, else by the address itself.
-fn local_url(address: SocketAddr) -> String {
+fn local_url(scheme: &str, address: SocketAddr) -> String {
     let ip = address.ip();
     if ip.is_unspecified() || ip == Ipv4Addr::LOCALHOST {
-        format!("http://localhost:{}", address.port())
+        format!("{scheme}://localhost:{}", address.port())
     } else {
-        format!("http://{address}")
+        format!("{scheme}://{address}")
     }
 }
 
@@ -186,7 +191,7 @@ mod tests {
 
     #[test]
     fn the_url_follows_the_listener() {
-        let check = |address: &str, expected: &str| assert_eq!(local_url(address.parse().unwrap()), expected);
+        let check = |address: &str, expected: &str| assert_eq!(local_url("http", address.parse().unwrap()), expected);
         check("127.0.0.1:8080", "http://localhost:8080");
         check("0.0.0.0:80", "http://localhost:80");
         check("[::]:8080", "http://localhost:8080");
@@ -194,5 +199,6 @@ mod tests {
         // The name need not lead to these two.
         check("127.0.0.2:8080", "http://127.0.0.2:8080");
         check("[::1]:8080", "http://[::1]:8080");
+        assert_eq!(local_url("https", "127.0.0.1:443".parse().unwrap()), "https://localhost:443");
     }
 }

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+pub use crate::edge::tls::TlsError;
 pub use crate::fleet::link::LinkError;
 pub use crate::fleet::node_port::NodePortError;
 
@@ -20,6 +21,9 @@ pub enum StartError {
         #[source]
         source: std::io::Error,
     },
+    /// The certificate cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The link's socket cannot be had.
     #[error(transparent)]
     Link(#[from] LinkError),
@@ -66,7 +70,7 @@ impl StartError {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Setting(_) | Self::Runtime(_) => 64,
+            Self::Setting(_) | Self::Runtime(_) | Self::Tls(_) => 64,
             _ => 1,
         }
     }

@@ -35,7 +35,8 @@ pub use edge::limits::LimitArgs;
 pub use edge::listener::ListenArgs;
 pub use edge::placement;
 pub use edge::proxies::{InvalidProxies, Proxies};
-pub use error::{LinkError, NodePortError, StartError};
+pub use edge::tls::TlsArgs;
+pub use error::{LinkError, NodePortError, StartError, TlsError};
 pub use fleet::config::NodePortArgs;
 
 use edge::body_room::BodyRoom;
@@ -43,6 +44,7 @@ use edge::control_call::ControlCalls;
 use edge::identity::Identity;
 use edge::limits::{Limits, SWEEP};
 use edge::routes::Routes;
+use edge::tls::Tls;
 use edge::{Edge, listener};
 use fleet::authority::Authority;
 use fleet::calls::Calls;
@@ -70,6 +72,7 @@ const CONTROL_GRACE: Duration = Duration::from_secs(5);
 struct Gateway {
     edge: Arc<Edge>,
     socket: TcpListener,
+    tls: Option<Arc<Tls>>,
     settings: Settings,
     control: Runtime,
     /// Everything on the control runtime but control calls and deploys.
@@ -115,6 +118,7 @@ impl Gateway {
         let place = &shared.place;
         let runtimes = Arc::new(Runtimes::load(place.runtimes_dir.as_deref())?);
         let metrics = Arc::new(Metrics::register(registry)?);
+        let tls = Tls::open(&settings.listen.tls, registry)?;
         let socket = bind(settings.listen_addr())?;
         // Before anything is opened: what a start clears away may be another gateway's work.
         let lock = lock(&place.data_dir)?;
@@ -144,10 +148,7 @@ impl Gateway {
             .map_err(|error| StartError::Control(error.into()))?;
         let link = control.block_on(async {
             control::housekeeping::recover(&state).await?;
-            if let Some(founder) = &settings.founder {
-                let founded = control::auth::found(&state, founder).await;
-                founded.map_err(|failure| StartError::Founder(failure.message().to_owned()))?;
-            }
+            found(&state, &settings.founder).await?;
             // Before the link opens: a node that registers is told what nobody wants.
             routes.reload(&*store).await?;
             roster::reload(&fleet, &*store).await?;
@@ -155,14 +156,15 @@ impl Gateway {
         })?;
         let calls = Calls { store: store.clone(), artifacts, routes: routes.clone(), fleet: fleet.clone(), enrolment };
         let reception = Arc::new(Reception::new(fleet.clone(), Arc::new(calls)));
-        tasks.spawn_on(link.run(reception.clone(), end.clone()), control.handle());
+        let handle = control.handle();
+        tasks.spawn_on(link.run(reception.clone(), end.clone()), handle);
         if let Some(port) = node_port {
-            tasks.spawn_on(port.run(reception, end.clone()), control.handle());
+            tasks.spawn_on(port.run(reception, end.clone()), handle);
         }
-        tasks.spawn_on(fleet::warmth::run(fleet.clone(), routes.clone(), end.clone()), control.handle());
-        tasks.spawn_on(roster::run(fleet.clone(), store, end.clone()), control.handle());
-        tasks.spawn_on(sweep(limits.clone(), end.clone()), control.handle());
-        tasks.spawn_on(control::housekeeping::run(state.clone()), control.handle());
+        tasks.spawn_on(fleet::warmth::run(fleet.clone(), routes.clone(), end.clone()), handle);
+        tasks.spawn_on(roster::run(fleet.clone(), store, end.clone()), handle);
+        tasks.spawn_on(sweep(limits.clone(), end.clone()), handle);
+        tasks.spawn_on(control::housekeeping::run(state.clone()), handle);
 
         let max_request_bytes = shared.bodies.request_bytes() as u64;
         // A single body always fits.
@@ -184,17 +186,20 @@ impl Gateway {
             max_upload_bytes: control::upload_limit(shared.archives.archive_bytes()),
             draining: AtomicBool::new(false),
         });
-        Ok(Self { edge, socket, settings, control, tasks, deploys, end, readiness, stop, lock })
+        Ok(Self { edge, socket, tls, settings, control, tasks, deploys, end, readiness, stop, lock })
     }
 
     /// Serves until the stop, and drains.
     fn serve(self) {
-        let Self { edge, socket, settings, control, tasks, deploys, end, readiness, stop, lock } = self;
+        let Self { edge, socket, tls, settings, control, tasks, deploys, end, readiness, stop, lock } = self;
         if let Ok(address) = socket.local_addr() {
-            tracing::info!(%address, "serving");
+            tracing::info!(%address, tls = tls.is_some(), "serving");
+        }
+        if let Some(tls) = tls.clone() {
+            tasks.spawn_on(tls.follow(end.clone()), control.handle());
         }
         readiness.set(true);
-        listener::serve(edge.clone(), socket, &settings.listen, readiness.clone(), stop.clone());
+        listener::serve(edge.clone(), socket, tls, &settings.listen, readiness.clone(), stop.clone());
         // Whatever ended the edge, nothing is to go on without it.
         stop.cancel();
         readiness.set(false);
@@ -253,6 +258,13 @@ fn open_artifacts(settings: &Settings, place: &Place) -> Result<Artifacts, Start
 fn unusable(path: &Path) -> impl FnOnce(std::io::Error) -> StartError {
     let path = path.display().to_string();
     |source| StartError::Directory { path, source }
+}
+
+/// Makes the operator's account, if there is to be one.
+async fn found(state: &control::State, founder: &Option<Founder>) -> Result<(), StartError> {
+    let Some(founder) = founder else { return Ok(()) };
+    let founded = control::auth::found(state, founder).await;
+    founded.map_err(|failure| StartError::Founder(failure.message().to_owned()))
 }
 
 /// Opens the database, which may still be starting.

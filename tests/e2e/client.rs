@@ -59,10 +59,15 @@ impl Answer {
 impl Client {
     /// Registers a fresh user and logs in.
     pub(crate) async fn register(url: &str) -> Result<Self> {
+        let http = reqwest::Client::builder().timeout(Duration::from_secs(180)).build()?;
+        Self::register_by(http, url).await
+    }
+
+    /// The same by this engine.
+    pub(crate) async fn register_by(http: reqwest::Client, url: &str) -> Result<Self> {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let credentials = json!({"email": format!("user{number}@example.com"), "password": "correct horse"});
-        let http = reqwest::Client::builder().timeout(Duration::from_secs(180)).build()?;
         let mut client = Self { http, url: url.into(), handle: String::new(), token: String::new() };
         let registered = client.post("/api/auth/register", &credentials).await?.expect(201)?;
         client.handle = registered["handle"].as_str().context("no handle")?.into();

@@ -30,6 +30,7 @@ mod sandbox_settings;
 mod servers;
 mod shell;
 mod stale;
+mod tls;
 mod two_processes;
 mod warmth;
 mod websocket;

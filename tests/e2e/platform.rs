@@ -40,11 +40,22 @@ pub(crate) struct Platform {
     settings: Vec<(String, String)>,
     running: Vec<Program>,
     data_dir: TempDir,
+    /// The authority of its public listener's certificate, if that speaks TLS.
+    authority: Option<reqwest::Certificate>,
 }
 
 impl Platform {
     /// Starts one with these settings over the suite's own.
     pub(crate) async fn start(form: Form, settings: &[(&str, &str)]) -> Result<Self> {
+        Self::start_behind(None, form, settings).await
+    }
+
+    /// The same, where settings name a certificate of this authority.
+    pub(crate) async fn start_behind(
+        authority: Option<reqwest::Certificate>,
+        form: Form,
+        settings: &[(&str, &str)],
+    ) -> Result<Self> {
         let [port, ops, agent_ops] = free_ports()?;
         let mut platform = Self {
             form,
@@ -53,6 +64,7 @@ impl Platform {
             settings: settings.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect(),
             running: Vec::new(),
             data_dir: tempfile::Builder::new().prefix("dc-").tempdir()?,
+            authority,
         };
         platform.launch().await?;
         Ok(platform)
@@ -91,7 +103,7 @@ impl Platform {
     }
 
     async fn wait_ready(&mut self) -> Result<()> {
-        let url = format!("{}/api/health/ready", self.url());
+        let (url, http) = (format!("{}/api/health/ready", self.url()), self.http().build()?);
         let data_dir = self.data_dir.path().to_owned();
         let running = &mut self.running;
         until("the platform is ready", START_DEADLINE, async || {
@@ -100,7 +112,7 @@ impl Platform {
                     bail!("a program ended with {status} before it was ready");
                 }
             }
-            let ready = reqwest::get(&url).await.is_ok_and(|response| response.status().is_success());
+            let ready = http.get(&url).send().await.is_ok_and(|response| response.status().is_success());
             Ok(ready.then_some(()))
         })
         .await
@@ -109,12 +121,19 @@ impl Platform {
 
     /// A client that has registered as a fresh user.
     pub(crate) async fn user(&self) -> Result<Client> {
-        Client::register(&self.url()).await
+        Client::register_by(self.http().build()?, &self.url()).await
+    }
+
+    /// An engine for clients, which believes the platform's certificate.
+    pub(crate) fn http(&self) -> reqwest::ClientBuilder {
+        let builder = reqwest::Client::builder().timeout(Duration::from_secs(180));
+        builder.tls_certs_merge(self.authority.clone())
     }
 
     /// The public listener.
     pub(crate) fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
+        let scheme = if self.authority.is_some() { "https" } else { "http" };
+        format!("{scheme}://127.0.0.1:{}", self.port)
     }
 
     /// The public listener's port.

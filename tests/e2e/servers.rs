@@ -183,7 +183,9 @@ async fn who_leaves_closes_the_functions_connection() -> Result<()> {
         until(&format!("{url} has its record"), PATIENCE, async || {
             let records = user.records("probe", 1).await?;
             let of = records.iter().find(|record| record["requestInfo"]["path"] == url);
-            of.map(|record| Ok(ensure!(record["status"] == status, "{record}"))).transpose()
+            let Some(record) = of else { return Ok(None) };
+            ensure!(record["status"] == status, "{record}");
+            Ok(Some(()))
         })
         .await?;
     }

@@ -1,17 +1,20 @@
 //! A WebSocket client of the least kind, on a raw socket, so that a test sees every byte that comes.
 
 use anyhow::{Result, ensure};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 /// An open WebSocket.
-pub(crate) struct WebSocket {
-    stream: TcpStream,
+pub(crate) struct WebSocket<S = TcpStream> {
+    stream: S,
 }
 
 /// What a plain socket got back for a request, head first.
 pub(crate) async fn raw(port: u16, request: &str) -> Result<(TcpStream, String)> {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
+    raw_over(TcpStream::connect(("127.0.0.1", port)).await?, request).await
+}
+
+async fn raw_over<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, request: &str) -> Result<(S, String)> {
     stream.write_all(request.as_bytes()).await?;
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -31,9 +34,16 @@ pub(crate) fn opening(path: &str) -> String {
 }
 
 impl WebSocket {
-    /// Opens one, and checks the answer as a browser would.
+    /// Opens one.
     pub(crate) async fn open(port: u16, path: &str) -> Result<Self> {
-        let (stream, head) = raw(port, &opening(path)).await?;
+        Self::over(TcpStream::connect(("127.0.0.1", port)).await?, path).await
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> WebSocket<S> {
+    /// Opens one on this connection, and checks the answer as a browser would.
+    pub(crate) async fn over(stream: S, path: &str) -> Result<Self> {
+        let (stream, head) = raw_over(stream, &opening(path)).await?;
         let lower = head.to_ascii_lowercase();
         ensure!(head.starts_with("HTTP/1.1 101 "), "{head}");
         ensure!(lower.contains("upgrade: websocket\r\n") && lower.contains("connection: upgrade\r\n"), "{head}");

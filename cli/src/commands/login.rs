@@ -32,7 +32,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         None => prompt::line("E-mail: ", "name the account with `--email`")?,
     };
     let password = if args.password_stdin { prompt::password_from_stdin()? } else { prompt::password("Password: ")? };
-    let signed_in = api::sign_in_as(&url, &email, &password);
+    let signed_in = api::sign_in_as(&url, args.server.ca_file.as_deref(), &email, &password);
     let credentials = progress::shown(|| format!("waiting for {url}"), signed_in).await?;
     credentials::save(&path, &credentials)?;
     output::line(format_args!("Signed in to {url} as {email}."))?;

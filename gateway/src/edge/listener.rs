@@ -1,5 +1,5 @@
 //! The chassis and the engine: Pingora owns the listening socket, the threads and their lives; hyper speaks HTTP/1.1
-//! on each connection.
+//! on each connection, or HTTP/2 where the client chose it under TLS.
 //!
 //! While the gateway stops, what is in flight is answered, every answer asks for another connection, and connections
 //! that are silent are closed a moment later.
@@ -24,8 +24,10 @@ use pingora::protocols::Stream;
 use pingora::server::configuration::ServerConf;
 use pingora::server::{ListenFds, RunArgs, Server, ShutdownSignal, ShutdownSignalWatch, ShutdownWatch};
 use pingora::services::listening::Service;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -33,11 +35,12 @@ use super::gate::{MAX_HEAD_BYTES, MAX_HEADER_LINES};
 use super::prompt::Prompt;
 use super::proxies::Proxies;
 use super::seats::{Seats, raise_descriptors};
-use super::{Edge, Peer};
+use super::tls::{self, Tls, TlsArgs};
+use super::{Edge, Peer, http2};
 use crate::metrics::Metrics;
 
 /// How long a client has for the whole head of a request, and how long a connection may be silent between two.
-const HEAD_DEADLINE: Duration = Duration::from_secs(10);
+pub(crate) const HEAD_DEADLINE: Duration = Duration::from_secs(10);
 
 /// The engine's own limit of a head, in bytes: twice ours, so that in nearly all cases it is the gate that refuses,
 /// with a sentence.
@@ -47,7 +50,7 @@ const ENGINE_HEAD_BYTES: usize = 2 * MAX_HEAD_BYTES;
 const SETTLE: Duration = Duration::from_millis(500);
 
 /// How long a client may not read what it is sent. A test does not wait for long.
-const STALL: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 30 });
+pub(crate) const STALL: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 30 });
 
 /// A request stays on the thread that took its connection. Pingora finds the threads of a runtime by numbers that the
 /// system gives out again, so within one process only its first server may do without stealing: tests have many.
@@ -79,6 +82,9 @@ pub struct ListenArgs {
     /// the client is, and `X-Forwarded-Proto` what it spoke; of all others both are thrown away.
     #[arg(long, env = "TRUSTED_PROXIES")]
     pub trusted_proxies: Option<Proxies>,
+    /// TLS.
+    #[command(flatten)]
+    pub tls: TlsArgs,
 }
 
 impl ListenArgs {
@@ -103,6 +109,7 @@ impl ListenArgs {
 pub(crate) fn serve(
     edge: Arc<Edge>,
     socket: TcpListener,
+    tls: Option<Arc<Tls>>,
     args: &ListenArgs,
     readiness: Readiness,
     stop: CancellationToken,
@@ -112,7 +119,7 @@ pub(crate) fn serve(
     let connections = TaskTracker::new();
     let seats = Arc::new(args.seats(raise_descriptors()));
     let proxies = Arc::new(args.trusted_proxies.clone().unwrap_or_default());
-    let door = Door { edge: edge.clone(), seats, proxies, connections: connections.clone(), grace };
+    let door = Door { edge: edge.clone(), tls, seats, proxies, connections: connections.clone(), grace };
     // Pingora's own configuration is for its own proxy; here it gives threads and sockets only.
     let conf = ServerConf {
         threads: args.threads(),
@@ -192,6 +199,7 @@ impl ShutdownSignalWatch for Drain {
 /// What happens on each connection.
 struct Door {
     edge: Arc<Edge>,
+    tls: Option<Arc<Tls>>,
     seats: Arc<Seats>,
     proxies: Arc<Proxies>,
     connections: TaskTracker,
@@ -214,28 +222,89 @@ impl ServerApp for Door {
         let proxies = self.proxies.hold(address).then(|| self.proxies.clone());
         let Some(_seat) = self.seats.take(address, proxies.is_some()) else {
             self.edge.metrics.refused.inc();
-            self.seats.refuse(stream).await;
+            // Of a client that waits for a handshake no words are understood.
+            if self.tls.is_none() {
+                self.seats.refuse(stream).await;
+            }
             return None;
         };
-        let peer = Peer::new(address, "http", proxies);
         self.edge.metrics.connections.inc();
         let _counted = Counted(&self.edge.metrics);
-        let service = service_fn(|request| async { Ok::<_, Infallible>(self.edge.answer(&peer, request).await) });
+        let ended = match &self.tls {
+            None => self.http1(Prompt::new(stream, STALL), &Peer::new(address, "http", proxies), closing).await,
+            Some(tls) => {
+                let peer = Peer::new(address, "https", proxies);
+                // Boxed, since it is large: connections without TLS are not to pay for it.
+                Box::pin(self.secure(tls, stream, peer, closing)).await
+            }
+        };
+        if let Err(error) = ended {
+            tracing::debug!(error = %Chain(&error), "connection");
+        }
+        None
+    }
+}
+
+/// How the end comes to a connection: from when on, and how long it may then take.
+pub(crate) struct Farewell<'a> {
+    closing: &'a ShutdownWatch,
+    pub(crate) grace: Duration,
+}
+
+impl Farewell<'_> {
+    /// Waits for its beginning.
+    pub(crate) async fn begins(&self) {
+        begins(self.closing.clone()).await;
+    }
+}
+
+// Not the guard that `wait_for` returns: it is not to be held while the connection goes on.
+async fn begins(mut closing: ShutdownWatch) {
+    closing.wait_for(|closing| *closing).await.ok();
+}
+
+impl Door {
+    /// Serves a connection with TLS to its end.
+    async fn secure(&self, tls: &Tls, stream: Stream, peer: Peer, closing: &ShutdownWatch) -> hyper::Result<()> {
+        let Some(stream) = self.shake(tls, stream, closing).await else { return Ok(()) };
+        if tls::speaks_http2(&stream) {
+            let farewell = Farewell { closing, grace: self.grace };
+            http2::serve(stream, self.edge.clone(), peer, &self.connections, farewell).await
+        } else {
+            self.http1(stream, &peer, closing).await
+        }
+    }
+
+    /// The handshake, of which a stop does not wait for the end.
+    async fn shake(&self, tls: &Tls, stream: Stream, closing: &ShutdownWatch) -> Option<TlsStream<Prompt<Stream>>> {
+        let late = async {
+            begins(closing.clone()).await;
+            sleep(SETTLE.min(self.grace)).await;
+        };
+        tokio::select! {
+            biased;
+            shaken = tls.shake(stream) => shaken,
+            () = late => None,
+        }
+    }
+
+    /// Serves a connection of HTTP/1.1 to its end.
+    async fn http1<S>(&self, stream: S, peer: &Peer, closing: &ShutdownWatch) -> hyper::Result<()>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let service = service_fn(|request| async { Ok::<_, Infallible>(self.edge.answer(peer, request).await) });
         // Not `pipeline_flush`: with it, the answer to a head that cannot be parsed is never sent.
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_DEADLINE)
             .max_buf_size(ENGINE_HEAD_BYTES)
-            .serve_connection(TokioIo::new(Prompt::new(stream, STALL)), service)
+            .serve_connection(TokioIo::new(stream), service)
             .with_upgrades();
         let mut connection = std::pin::pin!(connection);
         let mut cut = Interrupt::new(peer.cut.notified());
-        let mut closing = closing.clone();
-        // Not the guard that `wait_for` returns: it is not to be held while the connection goes on.
-        let mut closing = Interrupt::new(async {
-            closing.wait_for(|closing| *closing).await.ok();
-        });
-        let ended = tokio::select! {
+        let mut closing = Interrupt::new(begins(closing.clone()));
+        tokio::select! {
             biased;
             ended = connection.as_mut() => ended,
             () = cut.come() => Ok(()),
@@ -255,11 +324,7 @@ impl ServerApp for Door {
                     }
                 }
             }
-        };
-        if let Err(error) = ended {
-            tracing::debug!(error = %Chain(&error), "connection");
         }
-        None
     }
 }
 

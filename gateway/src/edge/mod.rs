@@ -12,7 +12,7 @@ use common::protocol::{FORM_ENVELOPE, FORM_HTTP};
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, Version};
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
@@ -27,6 +27,7 @@ pub(crate) mod body_room;
 pub(crate) mod control_call;
 mod forward;
 mod gate;
+mod http2;
 pub(crate) mod identity;
 pub(crate) mod limits;
 pub(crate) mod listener;
@@ -39,6 +40,7 @@ pub(crate) mod routes;
 mod seats;
 pub(crate) mod stopwatch;
 pub(crate) mod stream;
+pub(crate) mod tls;
 mod verified;
 
 use body::{AnswerBody, ClientBody};
@@ -85,7 +87,7 @@ pub(crate) struct Peer {
     scheme: &'static str,
     /// Set where it is a proxy that is believed.
     proxies: Option<Arc<Proxies>>,
-    /// Closes the connection, whatever it stands at.
+    /// Closes the connection, whatever it stands at; of HTTP/2, the stream.
     pub(crate) cut: Arc<Notify>,
 }
 
@@ -122,8 +124,10 @@ impl Edge {
     pub(crate) async fn answer(&self, peer: &Peer, request: Request<Incoming>) -> Response<AnswerBody> {
         let mut receipt = Receipt::begin(&self.metrics, request.method().clone());
         let behind = peer.behind(request.headers());
+        // HTTP/2 has a word of its own for it.
+        let closes = request.version() != Version::HTTP_2;
         let result = self.steps(behind.as_ref().unwrap_or(peer), request, &mut receipt).await;
-        receipt.finish(result, self.draining.load(Ordering::Acquire))
+        receipt.finish(result, closes && self.draining.load(Ordering::Acquire))
     }
 
     async fn steps(

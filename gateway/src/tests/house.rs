@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -14,10 +15,14 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use prometheus::{Registry, TextEncoder};
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
 use serde_json::Value;
 use store::StoreArgs;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use super::node::Node;
@@ -59,6 +64,8 @@ pub(super) struct House {
     pub(super) socket: PathBuf,
     pub(super) registry: Registry,
     pub(super) readiness: Readiness,
+    /// How its users shake hands, where it speaks TLS.
+    pub(super) tls: Option<Arc<ClientConfig>>,
     stop: CancellationToken,
     thread: Option<JoinHandle<()>>,
     directory: tempfile::TempDir,
@@ -116,7 +123,7 @@ impl House {
             }
         });
         let address = tokio::time::timeout(PATIENCE, bound).await.unwrap().unwrap();
-        Self { address, socket, registry, readiness, stop, thread: Some(thread), directory }
+        Self { address, socket, registry, readiness, tls: None, stop, thread: Some(thread), directory }
     }
 
     /// Where the gateway keeps everything.
@@ -162,10 +169,17 @@ impl House {
     }
 
     pub(super) async fn connect(&self) -> http1::SendRequest<Full<Bytes>> {
-        let stream = TcpStream::connect(self.address).await.unwrap();
-        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
-        tokio::spawn(connection);
-        sender
+        match &self.tls {
+            None => converse(TcpStream::connect(self.address).await.unwrap()).await,
+            Some(tls) => converse(self.shake(tls.clone()).await.unwrap()).await,
+        }
+    }
+
+    /// A connection that has shaken hands.
+    pub(super) async fn shake(&self, tls: Arc<ClientConfig>) -> std::io::Result<TlsStream<TcpStream>> {
+        let stream = TcpStream::connect(self.address).await?;
+        let name = ServerName::try_from("cloud.example").unwrap();
+        tokio::time::timeout(PATIENCE, TlsConnector::from(tls).connect(name, stream)).await?
     }
 
     /// One request on a connection of its own.
@@ -211,6 +225,12 @@ impl Drop for House {
     fn drop(&mut self) {
         self.stop.cancel();
     }
+}
+
+async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> http1::SendRequest<Full<Bytes>> {
+    let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    sender
 }
 
 /// Waits for a condition.

@@ -10,3 +10,4 @@ mod once;
 mod proxies;
 mod raw;
 mod stop;
+mod tls;

@@ -47,6 +47,8 @@ pub(super) struct Peer {
     pub(super) go: Semaphore,
     /// Work connections that were opened.
     pub(super) dialled: AtomicUsize,
+    /// Work connections that ended.
+    pub(super) ended: AtomicUsize,
     /// Deployments that the gateway retired.
     pub(super) retired: Mutex<Vec<String>>,
 }
@@ -84,6 +86,7 @@ impl Node {
             finished: AtomicUsize::new(0),
             go: Semaphore::new(0),
             dialled: AtomicUsize::new(0),
+            ended: AtomicUsize::new(0),
             retired: Mutex::default(),
         });
         let control = dial(socket, &peer.hello(Kind::Control)).await;
@@ -143,13 +146,15 @@ impl Peer {
     async fn work(self: Arc<Self>) {
         self.dialled.fetch_add(1, Ordering::Relaxed);
         let stream = dial(&self.socket, &self.hello(Kind::Work)).await;
-        let service = hyper::service::service_fn(move |request| self.clone().obey(request));
+        let peer = self.clone();
+        let service = hyper::service::service_fn(move |request| peer.clone().obey(request));
         http1::Builder::new()
             .max_headers(128)
             .header_read_timeout(None)
             .serve_connection(TokioIo::new(stream), service)
             .await
             .ok();
+        self.ended.fetch_add(1, Ordering::Relaxed);
     }
 
     async fn obey(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, &'static str> {

@@ -5,10 +5,10 @@
 
 use common::error::{Code, PublicError};
 use common::protocol::OWN_HEADER_PREFIX;
-use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, HOST, TRANSFER_ENCODING};
+use http::header::{CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, TRANSFER_ENCODING};
 use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, Version};
 
 use super::proxies::{X_FORWARDED_FOR, X_FORWARDED_PROTO};
 
@@ -26,7 +26,7 @@ pub(crate) const MAX_HEADER_LINES: usize = 100;
 pub(crate) const MAX_HEAD_BYTES: usize = 32 * 1024;
 
 /// Longest path with its query, in bytes.
-const MAX_TARGET_BYTES: usize = 8 * 1024;
+pub(crate) const MAX_TARGET_BYTES: usize = 8 * 1024;
 
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 
@@ -39,6 +39,9 @@ pub(crate) fn admit(parts: &mut Parts, client_address: &HeaderValue, scheme: &'s
         return Err(PublicError::new(Code::MethodNotAllowed, format!("{} is not allowed", parts.method)));
     }
     size(parts)?;
+    if parts.version == Version::HTTP_2 {
+        as_http1(parts)?;
+    }
     let host = host(parts)?;
     target(parts)?;
     framing(&parts.headers)?;
@@ -61,6 +64,21 @@ fn size(parts: &Parts) -> Result<(), PublicError> {
     let bytes: usize = parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
     if parts.headers.len() > MAX_HEADER_LINES || bytes > MAX_HEAD_BYTES {
         return Err(PublicError::new(Code::HeadersTooLarge, "headers are over 100 lines or 32 KiB: send fewer"));
+    }
+    Ok(())
+}
+
+/// HTTP/2 names the host in its target, and has cookies in as many lines as it likes: functions get one of each
+/// (RFC 9113, sections 8.3.1 and 8.2.3).
+fn as_http1(parts: &mut Parts) -> Result<(), PublicError> {
+    if let (Some(authority), false) = (parts.uri.authority(), parts.headers.contains_key(HOST)) {
+        let host = HeaderValue::from_str(authority.as_str());
+        parts.headers.insert(HOST, host.map_err(|_| bad("the request's :authority is not valid"))?);
+    }
+    let crumbs: Vec<&[u8]> = parts.headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if crumbs.len() > 1 {
+        let cookie = HeaderValue::from_bytes(&crumbs.join(&b"; "[..])).map_err(|_| bad("the cookies are not valid"))?;
+        parts.headers.insert(COOKIE, cookie);
     }
     Ok(())
 }

@@ -201,3 +201,31 @@ fn only_the_clients_own_headers_pass() {
     headers(&[("host", "a"), ("content-length", "1"), ("connection", "content-length")], REFUSED);
     headers(&[("host", "a"), ("connection", "a b")], REFUSED);
 }
+
+#[test]
+fn http2_names_its_host_in_the_target() {
+    let check = |uri: &str, headers: &[(&str, &str)], expected: Option<&str>| {
+        let mut parts = parts("GET", uri, headers);
+        parts.version = Version::HTTP_2;
+        let passed = admitted(parts).ok();
+        let host = passed.as_ref().map(|parts| parts.headers[HOST].to_str().unwrap());
+        assert_eq!(host, expected, "{uri} {headers:?}");
+        assert!(passed.is_none_or(|parts| parts.uri.authority().is_none()));
+    };
+    check("https://a.example/x", &[], Some("a.example"));
+    check("https://a.example:8443/x", &[], Some("a.example:8443"));
+    check("https://a.example/x", &[("host", "a.example:443")], Some("a.example:443"));
+    check("https://a.example/x", &[("host", "b.example")], None);
+    check("https://u@a.example/x", &[], None);
+    check("/x", &[("host", "a.example")], Some("a.example"));
+    check("/x", &[], None);
+}
+
+#[test]
+fn http2_has_its_cookies_in_crumbs() {
+    let mut parts = parts("GET", "https://a.example/", &[("cookie", "a=1"), ("cookie", "b=2")]);
+    parts.version = Version::HTTP_2;
+    let headers = admitted(parts).unwrap().headers;
+    let cookies: Vec<_> = headers.get_all(COOKIE).iter().collect();
+    assert_eq!(cookies, ["a=1; b=2"]);
+}
