@@ -9,6 +9,7 @@ use common::settings::secret;
 use crate::control::config::ControlArgs;
 use crate::edge::limits::LimitArgs;
 use crate::edge::listener::ListenArgs;
+use crate::edge::shared_limits::RedisArgs;
 use crate::error::StartError;
 use crate::fleet::config::NodePortArgs;
 
@@ -25,6 +26,9 @@ pub struct Settings {
     /// Rates.
     #[command(flatten)]
     pub limits: LimitArgs,
+    /// Where rates and concurrency are counted for several gateways.
+    #[command(flatten)]
+    pub redis: RedisArgs,
     /// Who signs tokens.
     #[command(flatten)]
     pub jwt: JwtArgs,

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+pub use crate::edge::shared_limits::SharedLimitsError;
 pub use crate::edge::tls::TlsError;
 pub use crate::fleet::link::LinkError;
 pub use crate::fleet::node_port::NodePortError;
@@ -27,6 +28,9 @@ pub enum StartError {
     /// The link's socket cannot be had.
     #[error(transparent)]
     Link(#[from] LinkError),
+    /// The shared limits cannot be had.
+    #[error(transparent)]
+    SharedLimits(#[from] SharedLimitsError),
     /// The node port cannot be had.
     #[error(transparent)]
     NodePort(#[from] NodePortError),
@@ -70,7 +74,7 @@ impl StartError {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Setting(_) | Self::Runtime(_) | Self::Tls(_) => 64,
+            Self::Setting(_) | Self::Runtime(_) | Self::Tls(_) | Self::SharedLimits(SharedLimitsError::Url(_)) => 64,
             _ => 1,
         }
     }

@@ -35,8 +35,9 @@ pub use edge::limits::LimitArgs;
 pub use edge::listener::ListenArgs;
 pub use edge::placement;
 pub use edge::proxies::{InvalidProxies, Proxies};
+pub use edge::shared_limits::RedisArgs;
 pub use edge::tls::TlsArgs;
-pub use error::{LinkError, NodePortError, StartError, TlsError};
+pub use error::{LinkError, NodePortError, SharedLimitsError, StartError, TlsError};
 pub use fleet::config::NodePortArgs;
 
 use edge::body_room::BodyRoom;
@@ -127,7 +128,8 @@ impl Gateway {
         let store = control.block_on(open_store(store, &place.data_dir, &stop))?;
         let routes = Arc::new(Routes::new());
         let fleet = Fleet::new(control.handle().clone(), metrics.clone());
-        let limits = Arc::new(Limits::new(&settings.limits));
+        let shared_limits = settings.redis.open(&settings.limits, control.handle(), registry)?;
+        let limits = Arc::new(Limits::new(&settings.limits).over(shared_limits));
         let (tasks, deploys, end) = (TaskTracker::new(), TaskTracker::new(), CancellationToken::new());
 
         let (node_port, enrolment) = control.block_on(open_node_port(&settings.nodes, &store, &secret))?.unzip();
@@ -300,11 +302,17 @@ async fn open_node_port(
     Ok(port.map(|port| (port, Arc::new(Enrolment::new(authority, store.clone(), args.clone())))))
 }
 
+/// Keeps the limits, until `end`.
 async fn sweep(limits: Arc<Limits>, end: CancellationToken) {
-    loop {
-        tokio::select! {
-            () = tokio::time::sleep(SWEEP) => limits.sweep(),
-            () = end.cancelled() => return,
+    let shared = async {
+        if let Some(shared) = &limits.shared {
+            shared.clone().run(end.clone()).await;
         }
-    }
+    };
+    let own = async {
+        while !end.is_cancelled() {
+            tokio::select! { () = tokio::time::sleep(SWEEP) => limits.sweep(), () = end.cancelled() => {} }
+        }
+    };
+    tokio::join!(shared, own);
 }

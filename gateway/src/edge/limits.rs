@@ -12,6 +12,7 @@ use governor::clock::{Clock as _, DefaultClock};
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 
 use super::placement::Seat;
+use super::shared_limits::SharedLimits;
 
 /// Rates.
 #[derive(Clone, Copy, Debug, clap::Args)]
@@ -48,10 +49,21 @@ pub(crate) enum Client {
     Address(IpAddr),
 }
 
+impl std::fmt::Display for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::User(user) => write!(f, "user:{user}"),
+            Self::Address(address) => write!(f, "address:{address}"),
+        }
+    }
+}
+
 /// The rates of all clients.
 pub(crate) struct Limits {
     clients: Rate,
     logins: Rate,
+    /// The same over several gateways, where Redis counts them.
+    pub(crate) shared: Option<Arc<SharedLimits>>,
 }
 
 struct Rate {
@@ -67,7 +79,13 @@ impl Limits {
         Self {
             clients: Rate::new(Quota::per_second(per_client).allow_burst(burst)),
             logins: Rate::new(Quota::per_minute(args.rate_limit_login)),
+            shared: None,
         }
+    }
+
+    /// The same, over all gateways.
+    pub(crate) fn over(self, shared: Option<Arc<SharedLimits>>) -> Self {
+        Self { shared, ..self }
     }
 
     /// Counts a request of `client`.
@@ -75,15 +93,15 @@ impl Limits {
     /// # Errors
     /// It is over its rate.
     pub(crate) fn client(&self, client: Client) -> Result<(), PublicError> {
-        self.clients.check(client, "too many requests: slow down")
+        self.clients.check(client).map_err(rate_limited)
     }
 
-    /// Counts an attempt to register, log in or refresh.
+    /// Counts an attempt of `client`, an address, to register, log in or refresh.
     ///
     /// # Errors
     /// The address is over its rate.
-    pub(crate) fn login(&self, address: IpAddr) -> Result<(), PublicError> {
-        self.logins.check(Client::Address(address), "too many attempts from this address: wait a moment")
+    pub(crate) fn login(&self, client: Client) -> Result<(), PublicError> {
+        self.logins.check(client).map_err(login_limited)
     }
 
     /// Forgets clients that were silent; call it every [`SWEEP`].
@@ -98,13 +116,10 @@ impl Rate {
         Self { limiter: RateLimiter::keyed(quota), clock: DefaultClock::default(), crowded: AtomicBool::new(false) }
     }
 
-    fn check(&self, client: Client, sentence: &'static str) -> Result<(), PublicError> {
+    /// `Err` says how long to wait.
+    fn check(&self, client: Client) -> Result<(), Duration> {
         let client = neighbourhood(client, self.crowded.load(Ordering::Relaxed));
-        self.limiter.check_key(&client).map_err(|until| {
-            let wait = until.wait_time_from(self.clock.now());
-            let seconds = u32::try_from(wait.as_millis().div_ceil(1000)).unwrap_or(u32::MAX);
-            PublicError { retry_after: Some(seconds.max(1)), ..PublicError::new(Code::RateLimited, sentence) }
-        })
+        self.limiter.check_key(&client).map_err(|until| until.wait_time_from(self.clock.now()))
     }
 
     fn sweep(&self) {
@@ -114,9 +129,24 @@ impl Rate {
     }
 }
 
+/// A client is over its rate, for so long.
+pub(crate) fn rate_limited(wait: Duration) -> PublicError {
+    limited(wait, "too many requests: slow down")
+}
+
+/// An address tries too often to get in.
+pub(crate) fn login_limited(wait: Duration) -> PublicError {
+    limited(wait, "too many attempts from this address: wait a moment")
+}
+
+fn limited(wait: Duration, sentence: &'static str) -> PublicError {
+    let seconds = u32::try_from(wait.as_millis().div_ceil(1000)).unwrap_or(u32::MAX);
+    PublicError { retry_after: Some(seconds.max(1)), ..PublicError::new(Code::RateLimited, sentence) }
+}
+
 /// A home has a /64 of IPv6, so a single address there says nothing. In a crowd, only the coarse part counts, so
 /// that who has many addresses can neither fill the memory nor get many shares.
-fn neighbourhood(client: Client, crowded: bool) -> Client {
+pub(crate) fn neighbourhood(client: Client, crowded: bool) -> Client {
     let Client::Address(address) = client else { return client };
     Client::Address(vicinity(address, crowded))
 }
@@ -157,7 +187,12 @@ impl Permit {
 impl Admission {
     /// Whether `limit` permits are out. A moment later it may be otherwise.
     pub(crate) fn is_full(&self, limit: u32) -> bool {
-        self.0.load(Ordering::Acquire) >= limit
+        self.calls() >= limit
+    }
+
+    /// Permits that are out.
+    pub(crate) fn calls(&self) -> u32 {
+        self.0.load(Ordering::Acquire)
     }
 
     /// A permit, unless `limit` are out.
@@ -218,10 +253,10 @@ mod tests {
     fn logins_by_minute() {
         let two = NonZeroU32::new(2).unwrap();
         let limits = limits(two);
-        let here: IpAddr = "192.0.2.1".parse().unwrap();
+        let here = address("192.0.2.1");
         assert!(limits.login(here).is_ok() && limits.login(here).is_ok());
         assert!(limits.login(here).unwrap_err().retry_after.unwrap() >= 29);
-        assert!(limits.login("192.0.2.2".parse().unwrap()).is_ok());
+        assert!(limits.login(address("192.0.2.2")).is_ok());
     }
 
     #[test]

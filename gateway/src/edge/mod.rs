@@ -38,6 +38,7 @@ pub(crate) mod proxies;
 mod receipt;
 pub(crate) mod routes;
 mod seats;
+pub(crate) mod shared_limits;
 pub(crate) mod stopwatch;
 pub(crate) mod stream;
 pub(crate) mod tls;
@@ -142,7 +143,10 @@ impl Edge {
         let upgrade = gate::wants_websocket(&parts);
         let admitted = gate::admit(&mut parts, &peer.address_text, peer.scheme);
         let decided = admitted.and_then(|()| self.decide(peer, &mut parts, receipt));
-        let decided = decided.and_then(|decision| decision.stream(peer, &mut parts, upgrade));
+        let decided = match decided.and_then(|decision| decision.stream(peer, &mut parts, upgrade)) {
+            Ok(decision) => self.admit_shared(&decision).await.map(|()| decision),
+            refused => refused,
+        };
         let decision = match decided {
             // A refusal counts, too: else guessing names and tokens would cost nothing.
             Err(error) if error.code != Code::RateLimited => {
@@ -160,7 +164,7 @@ impl Edge {
                 Err(error)
             }
             Ok(Decision::Home) => Ok(Answer::Own(home())),
-            Ok(Decision::Control) => {
+            Ok(Decision::Control { .. }) => {
                 parts.extensions.insert(RequestId(receipt.id));
                 body.allow(self.max_upload_bytes, control_call::UPLOAD_DEADLINE);
                 self.control.answer(parts, body).await.map(Answer::Control)
@@ -185,8 +189,7 @@ impl Edge {
             }
             Target::Control => {
                 receipt.kind = Kind::Control;
-                self.admit_control(peer, parts)?;
-                return Ok(Decision::Control);
+                return self.admit_control(peer, parts);
             }
             Target::Http { handle, name, rest } => {
                 receipt.kind = Kind::Http;
@@ -242,12 +245,30 @@ impl Edge {
     }
 
     /// The control API authenticates by itself; here a good token only says whose rate counts.
-    fn admit_control(&self, peer: &Peer, parts: &Parts) -> Result<(), PublicError> {
-        if matches!(parts.uri.path(), "/api/auth/register" | "/api/auth/login" | "/api/auth/refresh") {
-            self.limits.login(peer.address)?;
+    fn admit_control(&self, peer: &Peer, parts: &Parts) -> Result<Decision, PublicError> {
+        let address = Client::Address(peer.address);
+        let enters = matches!(parts.uri.path(), "/api/auth/register" | "/api/auth/login" | "/api/auth/refresh");
+        if enters {
+            self.limits.login(address)?;
         }
-        let client = self.identity.bearer(&parts.headers).map_or(Client::Address(peer.address), Client::User);
-        self.limits.client(client)
+        let client = self.identity.bearer(&parts.headers).map_or(address, Client::User);
+        self.limits.client(client)?;
+        Ok(Decision::Control { client, enters: enters.then_some(address) })
+    }
+
+    /// The rates again, where they hold over several gateways.
+    async fn admit_shared(&self, decision: &Decision) -> Result<(), PublicError> {
+        let Some(shared) = &self.limits.shared else { return Ok(()) };
+        match decision {
+            Decision::Home => Ok(()),
+            Decision::Control { client, enters } => {
+                if let Some(address) = enters {
+                    shared.login(*address).await?;
+                }
+                shared.client(*client).await
+            }
+            Decision::Call(call) => shared.client(call.client).await,
+        }
     }
 
     /// The body, concurrency, placement and forwarding.
@@ -281,6 +302,11 @@ impl Edge {
             None => Either::Right(Full::new(self.room.gather(body).await?)),
         };
         let mut permit = route.admission.admit(limit).ok_or_else(busy)?;
+        if let Some(shared) = &self.limits.shared {
+            if !shared.hold(&route, &permit).await {
+                return Err(busy());
+            }
+        }
         let placed = match &once {
             None => self.fleet.placed(&route.spec).await,
             Some(key) => self.fleet.home(key, route.spec.deployment).await,
@@ -297,7 +323,11 @@ impl Edge {
 
 enum Decision {
     Home,
-    Control,
+    /// Whose rate it counts for, and the address of who wants to get in.
+    Control {
+        client: Client,
+        enters: Option<Client>,
+    },
     Call(Call),
 }
 
