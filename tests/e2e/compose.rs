@@ -19,7 +19,7 @@ use crate::platform::{JWT_SECRET, free_ports, program, until};
 const UP_WITHIN: Duration = Duration::from_secs(120);
 
 const PROGRAMS: [&str; 4] = ["dartcloud", "dartcloud-gateway", "dartcloud-node-agent", "dartcloud-runner"];
-const SERVICES: [&str; 4] = ["postgres", "backend", "agent", "prometheus"];
+const SERVICES: [&str; 5] = ["postgres", "redis", "backend", "agent", "prometheus"];
 
 /// The services, which go with it.
 struct Composed {
@@ -73,7 +73,7 @@ impl Composed {
     fn new() -> Result<Self> {
         collect_programs()?;
         let base = images(&["debian"])?.remove(0);
-        let [postgres, prometheus] = ["postgres", "prometheus"].map(|name| images(&[name]));
+        let [postgres, redis, prometheus] = ["postgres", "redis", "prometheus"].map(|name| images(&[name]));
         let folder = tempfile::Builder::new().prefix("dc-").tempdir()?;
         let data = folder.path().join("node");
         fs::create_dir(&data)?;
@@ -97,6 +97,7 @@ impl Composed {
             ("NODE_OPS_PORT", node_ops.to_string()),
             ("PROMETHEUS_PORT", prometheus_port.to_string()),
             ("POSTGRES_IMAGE", postgres?.remove(0)),
+            ("REDIS_IMAGE", redis?.remove(0)),
             ("PROMETHEUS_IMAGE", prometheus?.remove(0)),
             ("GATEWAY_IMAGE", build("gateway", &base)?),
             ("AGENT_IMAGE", build("node-agent", &base)?),
@@ -129,6 +130,11 @@ impl Composed {
         Ok(state.trim().to_owned())
     }
 
+    async fn gateway_metrics(&self) -> Result<String> {
+        let ops = self.variables.iter().find(|(name, _)| *name == "GATEWAY_OPS_PORT").context("no port")?;
+        Ok(reqwest::get(format!("http://127.0.0.1:{}/metrics", ops.1)).await?.error_for_status()?.text().await?)
+    }
+
     fn logs(&self) -> String {
         self.compose(&["logs", "--no-color", "--tail=50"]).unwrap_or_else(|error| error.to_string())
     }
@@ -155,6 +161,8 @@ async fn from_nothing_to_a_called_function() -> Result<()> {
     let answer = user.invoke("hello", json!({"name": "Ada"})).await?.expect(200).with_context(|| composed.logs())?;
     ensure!(answer["result"]["message"] == "Hello, Ada!", "{answer}");
     ensure!(user.records("hello", 1).await?.len() == 1);
+    let metrics = composed.gateway_metrics().await?;
+    ensure!(metrics.contains("\ndartcloud_limits_redis_up 1\n"), "{metrics}");
     // What was stored is there afterwards.
     composed.compose(&["restart", "-t", "30", "backend", "agent"])?;
     composed.up().await?;
