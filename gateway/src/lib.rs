@@ -239,6 +239,22 @@ fn control_runtime() -> Result<Runtime, StartError> {
     builder.worker_threads(CONTROL_THREADS).thread_name("control").enable_all().build().map_err(StartError::Threads)
 }
 
+/// Keeps gateways out of a data directory for as long as the file is open, as a gateway itself does.
+///
+/// # Errors
+/// A gateway uses it, or it cannot be used.
+pub fn hold(data_dir: &Path) -> Result<File, StartError> {
+    lock(data_dir)
+}
+
+/// Whether the secret of the settings opens what a fleet's authority is sealed under.
+///
+/// # Errors
+/// There is no such secret, or it cannot be read.
+pub fn opens(jwt: &JwtArgs, sealed: &store::fleet::Authority) -> Result<bool, StartError> {
+    Ok(fleet::authority::opens(&jwt.secret()?, sealed))
+}
+
 /// Makes the data directory, for this user alone if it is new, and makes it ours until the file is closed.
 fn lock(data_dir: &Path) -> Result<File, StartError> {
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(data_dir);

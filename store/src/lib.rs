@@ -13,6 +13,7 @@ use common::labels::Labels;
 use common::names::{FunctionName, Handle, RuntimeName};
 
 pub mod artifacts;
+pub mod backup;
 mod error;
 pub mod fleet;
 mod handles;

@@ -8,6 +8,7 @@ use tokio::sync::OnceCell;
 use crate::platform::{Form, Platform};
 
 mod archive;
+mod backup;
 mod bad_functions;
 mod bad_input;
 mod client;

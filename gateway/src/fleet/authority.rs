@@ -157,6 +157,11 @@ pub(crate) fn node_of(certificate: &CertificateDer<'_>) -> Option<NodeId> {
     certificate.subject().iter_common_name().next()?.as_str().ok()?.parse().ok()
 }
 
+/// Whether the authority was sealed under this secret.
+pub(crate) fn opens(secret: &str, kept: &kept::Authority) -> bool {
+    unseal(secret, kept).is_ok()
+}
+
 fn make(secret: &str) -> Result<kept::Authority, AuthorityError> {
     let key = KeyPair::generate()?;
     let mut params = CertificateParams::default();
