@@ -39,6 +39,7 @@ pub use edge::tls::TlsArgs;
 pub use error::{LinkError, NodePortError, StartError, TlsError};
 pub use fleet::config::NodePortArgs;
 
+use config::Secrets;
 use edge::body_room::BodyRoom;
 use edge::control_call::ControlCalls;
 use edge::identity::Identity;
@@ -113,8 +114,8 @@ impl Gateway {
         readiness: Readiness,
         stop: CancellationToken,
     ) -> Result<Self, StartError> {
-        let secret = settings.jwt.secret()?;
-        let identity = Arc::new(Identity::new(&secret));
+        let secrets = settings.jwt.secrets()?;
+        let identity = Arc::new(Identity::new(&secrets));
         let place = &shared.place;
         let runtimes = Arc::new(Runtimes::load(place.runtimes_dir.as_deref())?);
         let metrics = Arc::new(Metrics::register(registry)?);
@@ -130,7 +131,7 @@ impl Gateway {
         let limits = Arc::new(Limits::new(&settings.limits));
         let (tasks, deploys, end) = (TaskTracker::new(), TaskTracker::new(), CancellationToken::new());
 
-        let (node_port, enrolment) = control.block_on(open_node_port(&settings.nodes, &store, &secret))?.unzip();
+        let (node_port, enrolment) = control.block_on(open_node_port(&settings.nodes, &store, &secrets))?.unzip();
         let parts = control::Parts {
             store: store.clone(),
             enrolment: enrolment.clone(),
@@ -247,12 +248,13 @@ pub fn hold(data_dir: &Path) -> Result<File, StartError> {
     lock(data_dir)
 }
 
-/// Whether the secret of the settings opens what a fleet's authority is sealed under.
+/// Whether a secret of the settings opens what a fleet's authority is sealed under.
 ///
 /// # Errors
-/// There is no such secret, or it cannot be read.
+/// There is no secret, or it cannot be read.
 pub fn opens(jwt: &JwtArgs, sealed: &store::fleet::Authority) -> Result<bool, StartError> {
-    Ok(fleet::authority::opens(&jwt.secret()?, sealed))
+    let Secrets { current, previous } = jwt.secrets()?;
+    Ok([Some(current), previous].iter().flatten().any(|secret| fleet::authority::opens(secret, sealed)))
 }
 
 /// Makes the data directory, for this user alone if it is new, and makes it ours until the file is closed.
@@ -302,16 +304,17 @@ async fn open_store(args: &StoreArgs, data_dir: &Path, stop: &CancellationToken)
     Ok(store)
 }
 
-/// The node port and who takes nodes in, if the settings name a port.
+/// Seals the authority anew if the secret was changed; the node port and who takes nodes in, if the settings name a port.
 async fn open_node_port(
     args: &NodePortArgs,
     store: &Arc<dyn Store>,
-    secret: &str,
+    secrets: &Secrets,
 ) -> Result<Option<(NodePort, Arc<Enrolment>)>, NodePortError> {
+    fleet::authority::reseal(&**store, secrets).await?;
     if args.node_addr.is_none() {
         return Ok(None);
     }
-    let authority = Authority::open(&**store, secret).await?;
+    let authority = Authority::open(&**store, &secrets.current).await?;
     let port = NodePort::bind(args, &authority)?;
     Ok(port.map(|port| (port, Arc::new(Enrolment::new(authority, store.clone(), args.clone())))))
 }

@@ -27,6 +27,7 @@ mod platform;
 mod real_programs;
 mod receipts;
 mod records;
+mod rotation;
 mod sandbox_settings;
 mod servers;
 mod shell;

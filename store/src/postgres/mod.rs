@@ -186,6 +186,10 @@ impl Store for Postgres {
         within(DEADLINE, fleet::found(&self.main, new)).await
     }
 
+    async fn reseal_authority(&self, old: &[u8], new: &[u8]) -> Result<(), Error> {
+        within(DEADLINE, fleet::reseal(&self.main, old, new)).await
+    }
+
     async fn add_join_token(&self, hash: Digest, made_by: UserId, seconds: u32) -> Result<DateTime<Utc>, Error> {
         within(DEADLINE, fleet::add_token(&self.main, hash, made_by, seconds)).await
     }

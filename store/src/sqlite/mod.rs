@@ -222,6 +222,10 @@ impl Store for Sqlite {
         fleet::found(&self.writer, new).await
     }
 
+    async fn reseal_authority(&self, old: &[u8], new: &[u8]) -> Result<(), Error> {
+        fleet::reseal(&self.writer, old, new).await
+    }
+
     async fn add_join_token(&self, hash: Digest, made_by: UserId, seconds: u32) -> Result<DateTime<Utc>, Error> {
         fleet::add_token(&self.writer, hash, made_by, seconds).await
     }
