@@ -34,6 +34,7 @@ mod shell;
 mod stale;
 mod tls;
 mod two_processes;
+mod units;
 mod warmth;
 mod websocket;
 
