@@ -59,7 +59,8 @@ FROM ${BASE} AS node-agent
 RUN apt-get update -qq \
  && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends ca-certificates curl e2fsprogs iptables mount \
  && rm -rf /var/lib/apt/lists/* /var/cache/apt/archives/*.deb
-COPY --from=programs /programs/dartcloud-node-agent /programs/dartcloud-runner /usr/local/bin/
+# `dartcloud` is for `node join` and `node doctor`.
+COPY --from=programs /programs/dartcloud /programs/dartcloud-node-agent /programs/dartcloud-runner /usr/local/bin/
 ENV DATA_DIR=/var/lib/dartcloud LINK_SOCKET=/run/dartcloud/link.sock
 HEALTHCHECK --interval=5s --timeout=3s --start-period=30s \
     CMD curl -fs -o /dev/null "http://${OPS_ADDR:-127.0.0.1:9464}/ready"

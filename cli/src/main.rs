@@ -6,6 +6,7 @@ mod credentials;
 mod dev;
 mod failure;
 mod ignore;
+mod kept;
 mod output;
 mod pack;
 mod progress;
@@ -16,7 +17,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use commands::{delete, deploy, invoke, list, login, logs, new, node, whoami, why};
+use commands::{backup, delete, deploy, invoke, list, login, logs, migrate, new, node, restore, whoami, why};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -53,6 +54,12 @@ enum Command {
     Node(node::Args),
     /// Show who you are, and on which server.
     Whoami(whoami::Args),
+    /// Write everything that the platform on this machine keeps into one file; it may run.
+    Backup(Box<backup::Args>),
+    /// Put a backup into an empty database; no gateway may run.
+    Restore(Box<restore::Args>),
+    /// Copy one database into another, such as SQLite into Postgres; no gateway may run.
+    Migrate(Box<migrate::Args>),
 }
 
 fn main() -> ExitCode {
@@ -72,6 +79,9 @@ fn main() -> ExitCode {
         Command::Delete(args) => wait(delete::run(args)),
         Command::Node(args) => node::run(args, wait),
         Command::Whoami(args) => wait(whoami::run(args)),
+        Command::Backup(args) => wait(backup::run(*args)),
+        Command::Restore(args) => wait(restore::run(*args)),
+        Command::Migrate(args) => wait(migrate::run(*args)),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -128,6 +138,12 @@ mod tests {
         check("node join gateway.example:9443 dcjoin_x", Err("https://host:port"));
         check("node drain one", Ok(()));
         check("node doctor", Ok(()));
+        check("backup platform.tar.gz", Ok(()));
+        check("backup", Err("FILE"));
+        check("restore platform.tar.gz --replace --forget-authority", Ok(()));
+        check("migrate --from sqlite:/var/lib/dartcloud --to postgres://u@db/x", Ok(()));
+        check("migrate --to mysql://db/x", Err("sqlite:DIRECTORY or postgres://"));
+        check("migrate", Err("--to"));
         check("delete hello/../x", Err("lower-case letters"));
         check("list --url ftp://x", Err("http://"));
     }

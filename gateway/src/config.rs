@@ -82,6 +82,21 @@ pub struct JwtArgs {
     /// A file that holds `JWT_SECRET`.
     #[arg(long, env = "JWT_SECRET_FILE")]
     pub jwt_secret_file: Option<PathBuf>,
+    /// While the secret is changed: another one whose tokens are taken, too.
+    #[arg(long, env = "JWT_SECRET_PREVIOUS", hide_env_values = true)]
+    pub jwt_secret_previous: Option<String>,
+    /// A file that holds `JWT_SECRET_PREVIOUS`.
+    #[arg(long, env = "JWT_SECRET_PREVIOUS_FILE")]
+    pub jwt_secret_previous_file: Option<PathBuf>,
+}
+
+/// The secrets themselves.
+#[derive(Clone)]
+pub(crate) struct Secrets {
+    /// What is new is signed and sealed with it.
+    pub(crate) current: String,
+    /// What was signed and sealed with it is good, too.
+    pub(crate) previous: Option<String>,
 }
 
 impl std::fmt::Debug for JwtArgs {
@@ -91,14 +106,23 @@ impl std::fmt::Debug for JwtArgs {
 }
 
 impl JwtArgs {
-    /// The secret.
+    /// The secrets.
     ///
     /// # Errors
-    /// There is none, its file cannot be read, or it is too short.
-    pub(crate) fn secret(&self) -> Result<String, StartError> {
-        let found = secret(self.jwt_secret.as_deref(), "JWT_SECRET", self.jwt_secret_file.as_deref());
-        match found.map_err(StartError::Setting)? {
-            Some(secret) if secret.len() >= MIN_SECRET_BYTES => Ok(secret),
+    /// There is none, a file cannot be read, or one is too short.
+    pub(crate) fn secrets(&self) -> Result<Secrets, StartError> {
+        let given = |value: &Option<String>, name: &str, file: &Option<PathBuf>| {
+            let file = file.as_deref().filter(|path| !path.as_os_str().is_empty());
+            secret(value.as_deref(), name, file).map_err(StartError::Setting)
+        };
+        let current = given(&self.jwt_secret, "JWT_SECRET", &self.jwt_secret_file)?;
+        let previous = given(&self.jwt_secret_previous, "JWT_SECRET_PREVIOUS", &self.jwt_secret_previous_file)?;
+        if previous.as_ref().is_some_and(|secret| secret.len() < MIN_SECRET_BYTES) {
+            let sentence = "JWT_SECRET_PREVIOUS is shorter than 32 bytes, as no JWT_SECRET is: set the one of before";
+            return Err(StartError::Setting(sentence.to_owned()));
+        }
+        match current {
+            Some(current) if current.len() >= MIN_SECRET_BYTES => Ok(Secrets { current, previous }),
             found => {
                 let what = if found.is_some() { "is shorter than 32 bytes" } else { "is not set" };
                 let fix = "make one with `openssl rand -base64 64 | tr -d '\\n'` and set it, or put it in the file that \
@@ -113,22 +137,40 @@ impl JwtArgs {
 mod tests {
     use super::*;
 
-    fn check(value: Option<&str>, expected: Result<&str, &str>) {
-        let args = JwtArgs { jwt_secret: value.map(str::to_owned), jwt_secret_file: None };
-        match (args.secret(), expected) {
-            (Ok(secret), Ok(expected)) => assert_eq!(secret, expected),
+    const GOOD: &str = "0123456789abcdef0123456789abcdef";
+
+    fn check(current: Option<&str>, previous: Option<&str>, expected: Result<Option<&str>, &str>) {
+        let given = |text: Option<&str>| text.map(str::to_owned);
+        let args = JwtArgs {
+            jwt_secret: given(current),
+            jwt_secret_file: None,
+            jwt_secret_previous: given(previous),
+            jwt_secret_previous_file: None,
+        };
+        match (args.secrets(), expected) {
+            (Ok(secrets), Ok(previous)) => {
+                assert_eq!((secrets.current.as_str(), secrets.previous.as_deref()), (GOOD, previous));
+            }
             (Err(error), Err(part)) => {
                 assert!(error.to_string().contains(part) && error.exit_code() == 64, "{error}");
             }
-            (got, expected) => panic!("{value:?}: {got:?}, expected {expected:?}"),
+            (got, expected) => panic!("{current:?}: {:?}, expected {expected:?}", got.map(drop)),
         }
     }
 
     #[test]
     fn a_secret_is_required() {
-        check(Some("0123456789abcdef0123456789abcdef"), Ok("0123456789abcdef0123456789abcdef"));
-        check(Some("short"), Err("shorter than 32 bytes"));
-        check(Some(""), Err("is not set"));
-        check(None, Err("openssl rand"));
+        check(Some(GOOD), None, Ok(None));
+        check(Some("short"), None, Err("shorter than 32 bytes"));
+        check(Some(""), None, Err("is not set"));
+        check(None, None, Err("openssl rand"));
+        check(None, Some(GOOD), Err("is not set"));
+        check(Some(GOOD), Some(""), Ok(None));
+        check(
+            Some(GOOD),
+            Some("the one that was there before, of 32"),
+            Ok(Some("the one that was there before, of 32")),
+        );
+        check(Some(GOOD), Some("short"), Err("JWT_SECRET_PREVIOUS is shorter"));
     }
 }

@@ -40,6 +40,7 @@ pub use edge::tls::TlsArgs;
 pub use error::{LinkError, NodePortError, SharedLimitsError, StartError, TlsError};
 pub use fleet::config::NodePortArgs;
 
+use config::Secrets;
 use edge::body_room::BodyRoom;
 use edge::control_call::ControlCalls;
 use edge::identity::Identity;
@@ -114,8 +115,8 @@ impl Gateway {
         readiness: Readiness,
         stop: CancellationToken,
     ) -> Result<Self, StartError> {
-        let secret = settings.jwt.secret()?;
-        let identity = Arc::new(Identity::new(&secret));
+        let secrets = settings.jwt.secrets()?;
+        let identity = Arc::new(Identity::new(&secrets));
         let place = &shared.place;
         let runtimes = Arc::new(Runtimes::load(place.runtimes_dir.as_deref())?);
         let metrics = Arc::new(Metrics::register(registry)?);
@@ -132,7 +133,7 @@ impl Gateway {
         let limits = Arc::new(Limits::new(&settings.limits).over(shared_limits));
         let (tasks, deploys, end) = (TaskTracker::new(), TaskTracker::new(), CancellationToken::new());
 
-        let (node_port, enrolment) = control.block_on(open_node_port(&settings.nodes, &store, &secret))?.unzip();
+        let (node_port, enrolment) = control.block_on(open_node_port(&settings.nodes, &store, &secrets))?.unzip();
         let parts = control::Parts {
             store: store.clone(),
             enrolment: enrolment.clone(),
@@ -241,6 +242,23 @@ fn control_runtime() -> Result<Runtime, StartError> {
     builder.worker_threads(CONTROL_THREADS).thread_name("control").enable_all().build().map_err(StartError::Threads)
 }
 
+/// Keeps gateways out of a data directory for as long as the file is open, as a gateway itself does.
+///
+/// # Errors
+/// A gateway uses it, or it cannot be used.
+pub fn hold(data_dir: &Path) -> Result<File, StartError> {
+    lock(data_dir)
+}
+
+/// Whether a secret of the settings opens what a fleet's authority is sealed under.
+///
+/// # Errors
+/// There is no secret, or it cannot be read.
+pub fn opens(jwt: &JwtArgs, sealed: &store::fleet::Authority) -> Result<bool, StartError> {
+    let Secrets { current, previous } = jwt.secrets()?;
+    Ok([Some(current), previous].iter().flatten().any(|secret| fleet::authority::opens(secret, sealed)))
+}
+
 /// Makes the data directory, for this user alone if it is new, and makes it ours until the file is closed.
 fn lock(data_dir: &Path) -> Result<File, StartError> {
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(data_dir);
@@ -288,16 +306,17 @@ async fn open_store(args: &StoreArgs, data_dir: &Path, stop: &CancellationToken)
     Ok(store)
 }
 
-/// The node port and who takes nodes in, if the settings name a port.
+/// Seals the authority anew if the secret was changed; the node port and who takes nodes in, if the settings name a port.
 async fn open_node_port(
     args: &NodePortArgs,
     store: &Arc<dyn Store>,
-    secret: &str,
+    secrets: &Secrets,
 ) -> Result<Option<(NodePort, Arc<Enrolment>)>, NodePortError> {
+    fleet::authority::reseal(&**store, secrets).await?;
     if args.node_addr.is_none() {
         return Ok(None);
     }
-    let authority = Authority::open(&**store, secret).await?;
+    let authority = Authority::open(&**store, &secrets.current).await?;
     let port = NodePort::bind(args, &authority)?;
     Ok(port.map(|port| (port, Arc::new(Enrolment::new(authority, store.clone(), args.clone())))))
 }

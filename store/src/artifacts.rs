@@ -60,6 +60,39 @@ impl Artifacts {
         Ok(Self { root })
     }
 
+    /// Opens `root` to read from it, beside the process that owns it.
+    #[must_use]
+    pub fn beside(root: PathBuf) -> Self {
+        Self { root }
+    }
+
+    /// Everything that is there, in no order.
+    ///
+    /// # Errors
+    /// A folder is there and cannot be read.
+    pub async fn list(&self) -> io::Result<Vec<Artifact>> {
+        let root = self.root.clone();
+        blocking(move || {
+            let mut found = Vec::new();
+            for folder in [ARCHIVES, BUILDS] {
+                let entries = match std::fs::read_dir(root.join(folder)) {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                    entries => entries?,
+                };
+                for entry in entries {
+                    let name = entry?.file_name();
+                    let digest = name.to_str().and_then(|name| name.strip_suffix(".tar.gz")?.parse().ok());
+                    found.extend(digest.map(|digest| match folder {
+                        ARCHIVES => Artifact::Archive(digest),
+                        _ => Artifact::Build(digest),
+                    }));
+                }
+            }
+            Ok(found)
+        })
+        .await
+    }
+
     /// Begins a file.
     ///
     /// # Errors

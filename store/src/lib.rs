@@ -13,6 +13,7 @@ use common::labels::Labels;
 use common::names::{FunctionName, Handle, RuntimeName};
 
 pub mod artifacts;
+pub mod backup;
 mod error;
 pub mod fleet;
 mod handles;
@@ -310,6 +311,8 @@ pub trait Store: RecordSink {
     async fn authority(&self) -> Result<Option<Authority>, Error>;
     /// Keeps `new` as the fleet's authority, unless another gateway was quicker; the one that is kept.
     async fn found_authority(&self, new: Authority) -> Result<Authority, Error>;
+    /// Replaces the sealed key of the authority, if it is still `old`.
+    async fn reseal_authority(&self, old: &[u8], new: &[u8]) -> Result<(), Error>;
     /// Keeps a join token that its maker can hand out for `seconds`; until when, by the database's clock.
     async fn add_join_token(&self, hash: Digest, made_by: UserId, seconds: u32) -> Result<DateTime<Utc>, Error>;
     /// Spends a join token and keeps the node, or says why not.

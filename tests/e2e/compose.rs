@@ -163,6 +163,13 @@ async fn from_nothing_to_a_called_function() -> Result<()> {
     ensure!(user.records("hello", 1).await?.len() == 1);
     let metrics = composed.gateway_metrics().await?;
     ensure!(metrics.contains("\ndartcloud_limits_redis_up 1\n"), "{metrics}");
+    let back_up = ["exec", "-T", "backend", "dartcloud", "backup", "/app/data/platform.tar.gz"];
+    let said = composed.compose(&back_up)?;
+    ensure!(said.contains("1 functions in 1 versions, 1 records"), "{said}");
+    composed.compose(&["stop", "-t", "30", "backend"])?;
+    let restore = ["dartcloud", "backend", "restore", "--replace", "/app/data/platform.tar.gz"];
+    let said = composed.compose(&[&["run", "--rm", "--no-deps", "-T", "--entrypoint"][..], &restore].concat())?;
+    ensure!(said.contains("restored: 1 users"), "{said}");
     // What was stored is there afterwards.
     composed.compose(&["restart", "-t", "30", "backend", "agent"])?;
     composed.up().await?;

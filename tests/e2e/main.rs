@@ -8,6 +8,7 @@ use tokio::sync::OnceCell;
 use crate::platform::{Form, Platform};
 
 mod archive;
+mod backup;
 mod bad_functions;
 mod bad_input;
 mod client;
@@ -26,12 +27,14 @@ mod platform;
 mod real_programs;
 mod receipts;
 mod records;
+mod rotation;
 mod sandbox_settings;
 mod servers;
 mod shell;
 mod stale;
 mod tls;
 mod two_processes;
+mod units;
 mod warmth;
 mod websocket;
 

@@ -70,6 +70,11 @@ impl Platform {
         Ok(platform)
     }
 
+    /// A setting for the next launch.
+    pub(crate) fn set(&mut self, name: &str, value: &str) {
+        self.settings.push((name.to_owned(), value.to_owned()));
+    }
+
     /// Starts the programs again, on the same data and ports.
     pub(crate) async fn launch(&mut self) -> Result<()> {
         ensure!(self.running.is_empty(), "it runs already");

@@ -22,10 +22,23 @@ impl Database {
             .context("TEST_DATABASE_URL is not set: run the suite by `script/test e2e`, which starts PostgreSQL")?;
         let name = format!("e2e_{}", uuid::Uuid::now_v7().simple());
         psql(&server, &format!("CREATE DATABASE {name}"))?;
+        Self::named(server, name)
+    }
+
+    /// One on the same server that a program has made.
+    pub(crate) fn beside(&self, name: &str) -> Result<Self> {
+        Self::named(self.server.clone(), name.to_owned())
+    }
+
+    fn named(server: String, name: String) -> Result<Self> {
         let (before, after) = server.rsplit_once('/').context("TEST_DATABASE_URL has no database")?;
         let parameters = after.split_once('?').map_or(String::new(), |(_, parameters)| format!("?{parameters}"));
         let url = format!("{before}/{name}{parameters}");
         Ok(Self { server, name, url })
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
     }
 
     pub(crate) fn url(&self) -> &str {

@@ -9,25 +9,22 @@ use gateway::Founder;
 use rand::Rng as _;
 
 use crate::credentials::{self, Credentials};
+use crate::kept;
 
 /// The account that the first start registers, and so the operator's.
 const EMAIL: &str = "operator@localhost";
 
 /// Uses the secret that was set, else the one that an earlier start made, else a fresh one.
 pub(super) fn ensure_jwt_secret(data_dir: &Path, gateway: &mut gateway::Settings) -> Result<()> {
-    let jwt = &mut gateway.jwt;
-    if jwt.jwt_secret_file.is_some() || jwt.jwt_secret.as_ref().is_some_and(|secret| !secret.is_empty()) {
-        return Ok(());
-    }
-    let path = data_dir.join("jwt-secret");
-    if !path.exists() {
+    let path = data_dir.join(kept::JWT_SECRET);
+    if !path.exists() && kept::has_no_secret(&gateway.jwt) {
         // tempfile creates with mode 0600, and the name appears only when the text is there.
         let mut file = tempfile::NamedTempFile::new_in(data_dir)?;
         file.write_all(random_text().as_bytes())?;
         file.as_file().sync_all()?;
         file.persist(&path).with_context(|| format!("cannot write {}", path.display()))?;
     }
-    jwt.jwt_secret_file = Some(path);
+    kept::use_secret(data_dir, &mut gateway.jwt);
     Ok(())
 }
 

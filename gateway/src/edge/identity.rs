@@ -13,6 +13,7 @@ use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use serde::{Deserialize, Serialize};
 
 use super::verified::Verified;
+use crate::config::Secrets;
 
 /// The one issuer.
 const ISSUER: &str = "dartcloud";
@@ -61,21 +62,25 @@ pub(crate) struct Identity {
     number: u64,
     encoding: EncodingKey,
     decoding: DecodingKey,
+    /// Of the secret before, while it is changed.
+    previous: Option<DecodingKey>,
     header: Header,
     validation: Validation,
 }
 
 impl Identity {
-    /// An identity on `secret`, whose strength the caller has checked.
-    pub(crate) fn new(secret: &str) -> Self {
+    /// An identity on these secrets, whose strength the caller has checked.
+    pub(crate) fn new(secrets: &Secrets) -> Self {
+        let decoding = |secret: &String| DecodingKey::from_secret(secret.as_bytes());
         let mut validation = Validation::new(Algorithm::HS256);
         validation.leeway = LEEWAY_SECONDS;
         validation.set_required_spec_claims(&["sub", "exp", "iss"]);
         validation.set_issuer(&[ISSUER]);
         Self {
             number: NEXT.fetch_add(1, Ordering::Relaxed),
-            encoding: EncodingKey::from_secret(secret.as_bytes()),
-            decoding: DecodingKey::from_secret(secret.as_bytes()),
+            encoding: EncodingKey::from_secret(secrets.current.as_bytes()),
+            decoding: decoding(&secrets.current),
+            previous: secrets.previous.as_ref().map(decoding),
             header: Header::new(Algorithm::HS256),
             validation,
         }
@@ -99,7 +104,12 @@ impl Identity {
         if let Some(user) = VERIFIED.with_borrow(|verified| verified.user(self.number, token, now())) {
             return Ok(user);
         }
-        match jsonwebtoken::decode::<Claims>(token, &self.decoding, &self.validation) {
+        let read = |key| jsonwebtoken::decode::<Claims>(token, key, &self.validation);
+        let found = match (read(&self.decoding), &self.previous) {
+            (Err(error), Some(previous)) if matches!(error.kind(), ErrorKind::InvalidSignature) => read(previous),
+            (found, _) => found,
+        };
+        match found {
             Ok(found) => {
                 let Claims { sub, exp, .. } = found.claims;
                 VERIFIED.with_borrow_mut(|verified| {
@@ -141,6 +151,11 @@ mod tests {
     use serde_json::json;
 
     const SECRET: &str = "0123456789abcdef0123456789abcdef";
+    const OTHER: &str = "another secret of at least 32 bytes";
+
+    fn of(current: &str, previous: Option<&str>) -> Identity {
+        Identity::new(&Secrets { current: current.to_owned(), previous: previous.map(str::to_owned) })
+    }
 
     fn sign(header: &Header, claims: &serde_json::Value, secret: &str) -> String {
         jsonwebtoken::encode(header, claims, &EncodingKey::from_secret(secret.as_bytes())).unwrap()
@@ -148,17 +163,37 @@ mod tests {
 
     fn check(claims: &serde_json::Value, expected: Result<(), Denied>) {
         let token = sign(&Header::new(Algorithm::HS256), claims, SECRET);
-        assert_eq!(Identity::new(SECRET).verify(token.as_bytes()).map(|_| ()), expected, "{claims}");
+        assert_eq!(of(SECRET, None).verify(token.as_bytes()).map(|_| ()), expected, "{claims}");
     }
 
     #[test]
     fn what_we_issue_we_take() {
-        let identity = Identity::new(SECRET);
+        let identity = of(SECRET, None);
         let user = UserId::new();
         let token = identity.issue(user, Duration::from_secs(60));
         // The second time it is known.
         assert_eq!([identity.verify(token.as_bytes()), identity.verify(token.as_bytes())], [Ok(user); 2]);
-        assert_eq!(Identity::new("another secret of at least 32 bytes").verify(token.as_bytes()), Err(Denied::Invalid));
+        assert_eq!(of(OTHER, None).verify(token.as_bytes()), Err(Denied::Invalid));
+    }
+
+    #[test]
+    fn a_secret_is_changed() {
+        let (user, minute) = (UserId::new(), Duration::from_secs(60));
+        let check = |by: &Identity, from: &Identity, expected| {
+            let token = from.issue(user, minute);
+            // The second time it may be known.
+            assert_eq!([by.verify(token.as_bytes()), by.verify(token.as_bytes())], [expected; 2]);
+        };
+        let (old, both, new) = (of(SECRET, None), of(OTHER, Some(SECRET)), of(OTHER, None));
+        check(&both, &old, Ok(user));
+        check(&both, &both, Ok(user));
+        check(&new, &both, Ok(user));
+        check(&old, &both, Err(Denied::Invalid));
+        check(&new, &old, Err(Denied::Invalid));
+        check(&both, &of("a third secret that nobody has named", None), Err(Denied::Invalid));
+        let claims = json!({"sub": user, "iss": ISSUER, "iat": now(), "exp": now() - 60});
+        let expired = sign(&Header::new(Algorithm::HS256), &claims, SECRET);
+        assert_eq!(both.verify(expired.as_bytes()), Err(Denied::Expired));
     }
 
     #[test]
@@ -179,7 +214,7 @@ mod tests {
     #[test]
     fn one_algorithm() {
         let claims = json!({"sub": UserId::new(), "iss": ISSUER, "iat": now(), "exp": now() + 60});
-        let identity = Identity::new(SECRET);
+        let identity = of(SECRET, None);
         for algorithm in [Algorithm::HS384, Algorithm::HS512] {
             assert_eq!(
                 identity.verify(sign(&Header::new(algorithm), &claims, SECRET).as_bytes()),
@@ -194,7 +229,7 @@ mod tests {
 
     #[test]
     fn headers() {
-        let identity = Identity::new(SECRET);
+        let identity = of(SECRET, None);
         let user = UserId::new();
         let token = identity.issue(user, Duration::from_secs(60));
         let check = |values: &[&str], expected| {

@@ -22,6 +22,8 @@ use store::Store;
 use store::fleet::{self as kept, CertificateFacts};
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
+use crate::config::Secrets;
+
 /// How long before its making a node's certificate is already valid: a node's clock may be off by more than an hour.
 const NODE_BACKDATE: Duration = Duration::from_secs(2 * 60 * 60);
 
@@ -42,8 +44,8 @@ pub(crate) enum AuthorityError {
     Store(#[from] store::Error),
     /// It was sealed under another secret.
     #[error(
-        "the fleet's authority was made under another JWT_SECRET: set that one again; if it is lost, delete the row \
-         of fleet_authority and let every node join again"
+        "the fleet's authority was made under another JWT_SECRET: set that one again, or as JWT_SECRET_PREVIOUS; if it \
+         is lost, delete the row of fleet_authority and let every node join again"
     )]
     Sealed,
     /// A certificate cannot be made or read.
@@ -157,6 +159,35 @@ pub(crate) fn node_of(certificate: &CertificateDer<'_>) -> Option<NodeId> {
     certificate.subject().iter_common_name().next()?.as_str().ok()?.parse().ok()
 }
 
+/// Whether the authority was sealed under this secret.
+pub(crate) fn opens(secret: &str, kept: &kept::Authority) -> bool {
+    unseal(secret, kept).is_ok()
+}
+
+/// Seals the authority anew where it is sealed under the secret before, so that this is not needed any more. Of several
+/// gateways that do so at once one is first, and what the others made is not kept.
+///
+/// # Errors
+/// The database or a cipher fails. That no secret opens it is told when it is opened.
+pub(crate) async fn reseal(store: &dyn Store, secrets: &Secrets) -> Result<(), AuthorityError> {
+    let Some(previous) = &secrets.previous else { return Ok(()) };
+    let Some(kept) = store.authority().await? else { return Ok(()) };
+    if opens(&secrets.current, &kept) {
+        return Ok(());
+    }
+    let Ok(key) = unseal(previous, &kept) else { return Ok(()) };
+    let sealed = seal(&secrets.current, &kept.certificate, &key)?;
+    store.reseal_authority(&kept.sealed_key, &sealed).await?;
+    tracing::info!("the fleet's authority is sealed under the new JWT_SECRET");
+    Ok(())
+}
+
+fn seal(secret: &str, certificate: &[u8], key: &KeyPair) -> Result<Vec<u8>, AuthorityError> {
+    let mut text = key.serialize_der();
+    let nonce = sealing_key(secret)?.seal_in_place_append_tag(Aad::from(certificate), &mut text)?;
+    Ok([nonce.as_ref(), &text[..]].concat())
+}
+
 fn make(secret: &str) -> Result<kept::Authority, AuthorityError> {
     let key = KeyPair::generate()?;
     let mut params = CertificateParams::default();
@@ -166,9 +197,7 @@ fn make(secret: &str) -> Result<kept::Authority, AuthorityError> {
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
     let certificate = params.self_signed(&key)?.der().to_vec();
-    let mut text = key.serialize_der();
-    let nonce = sealing_key(secret)?.seal_in_place_append_tag(Aad::from(&certificate), &mut text)?;
-    let sealed_key = [nonce.as_ref(), &text[..]].concat();
+    let sealed_key = seal(secret, &certificate, &key)?;
     Ok(kept::Authority { certificate, sealed_key })
 }
 

@@ -25,6 +25,11 @@ pub(super) async fn found(pool: &PgPool, new: Authority) -> Result<Authority, Er
     authority(pool).await?.ok_or(Error::NotFound)
 }
 
+pub(super) async fn reseal(pool: &PgPool, old: &[u8], new: &[u8]) -> Result<(), Error> {
+    let update = "UPDATE fleet_authority SET sealed_key = $2 WHERE sealed_key = $1";
+    Ok(sqlx::query(update).bind(old).bind(new).execute(pool).await.map(drop)?)
+}
+
 pub(super) async fn add_token(
     pool: &PgPool,
     hash: Digest,

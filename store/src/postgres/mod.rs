@@ -28,6 +28,10 @@ mod records;
 mod tokens;
 mod users;
 
+#[cfg(test)]
+pub(crate) use opening::schema;
+pub(crate) use opening::{alone, prepare};
+
 /// Longest time of one method, its wait for a connection included.
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -43,7 +47,7 @@ struct Postgres {
 
 /// Opens the databases, creates FUNCTION_DB if it is missing, and brings both schemas up to date.
 pub(crate) async fn open(main: PgConnectOptions, settings: &StoreArgs) -> Result<Arc<dyn Store>, Error> {
-    let function_data = opening::prepare(&main, &settings.function_db, settings.acquire_timeout()).await?;
+    let function_data = prepare(&main, settings).await?;
     Ok(Arc::new(Postgres {
         main: opening::pool(main, settings),
         function_data: opening::pool(function_data, settings),
@@ -180,6 +184,10 @@ impl Store for Postgres {
 
     async fn found_authority(&self, new: Authority) -> Result<Authority, Error> {
         within(DEADLINE, fleet::found(&self.main, new)).await
+    }
+
+    async fn reseal_authority(&self, old: &[u8], new: &[u8]) -> Result<(), Error> {
+        within(DEADLINE, fleet::reseal(&self.main, old, new)).await
     }
 
     async fn add_join_token(&self, hash: Digest, made_by: UserId, seconds: u32) -> Result<DateTime<Utc>, Error> {

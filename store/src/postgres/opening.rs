@@ -15,6 +15,9 @@ static FUNCTION_DATA: Migrator = sqlx::migrate!("../migrations/postgres/function
 /// Longest time of all migrations, the wait for those of another gateway included.
 const MIGRATION_DEADLINE: Duration = Duration::from_secs(600);
 
+/// Longest wait for a lock of somebody else's, where a backup is restored.
+const LOCK_DEADLINE: &str = "10s";
+
 /// A pool that connects when it is first used.
 pub(super) fn pool(options: PgConnectOptions, settings: &StoreArgs) -> PgPool {
     // TIMESTAMP columns and CURRENT_TIMESTAMP are UTC by the session's time zone, whatever the server's is.
@@ -29,12 +32,27 @@ pub(super) fn pool(options: PgConnectOptions, settings: &StoreArgs) -> PgPool {
         .connect_lazy_with(options.application_name("dartcloud").options(session))
 }
 
-/// Brings both databases up to date; how to reach FUNCTION_DB.
-pub(super) async fn prepare(
-    main: &PgConnectOptions,
-    function_db: &str,
-    connect_timeout: Duration,
-) -> Result<PgConnectOptions, Error> {
+/// One connection for work that takes as long as it takes, but for others' locks.
+pub(crate) async fn alone(options: &PgConnectOptions, settings: &StoreArgs) -> Result<PgConnection, Error> {
+    let session = [
+        ("timezone", "UTC"),
+        ("statement_timeout", "0"),
+        ("idle_in_transaction_session_timeout", "0"),
+        ("lock_timeout", LOCK_DEADLINE),
+    ];
+    let options = options.clone().application_name("dartcloud").options(session);
+    within(settings.acquire_timeout(), async { Ok(options.connect().await?) }).await
+}
+
+/// The number of the last migration of the main database.
+#[cfg(test)]
+pub(crate) fn schema() -> i64 {
+    MAIN.iter().map(|migration| migration.version).max().unwrap_or_default()
+}
+
+/// Creates FUNCTION_DB if it is missing and brings both databases up to date; how to reach FUNCTION_DB.
+pub(crate) async fn prepare(main: &PgConnectOptions, settings: &StoreArgs) -> Result<PgConnectOptions, Error> {
+    let (function_db, connect_timeout) = (settings.function_db.as_str(), settings.acquire_timeout());
     if main.get_database().unwrap_or(main.get_username()) == function_db {
         return Err(Error::Settings(format!("FUNCTION_DB is `{function_db}`, as is the main database: name another")));
     }

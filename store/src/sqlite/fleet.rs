@@ -26,6 +26,11 @@ pub(super) async fn found(writer: &SqlitePool, new: Authority) -> Result<Authori
     authority(writer).await?.ok_or(Error::NotFound)
 }
 
+pub(super) async fn reseal(writer: &SqlitePool, old: &[u8], new: &[u8]) -> Result<(), Error> {
+    let update = "UPDATE fleet_authority SET sealed_key = $2 WHERE sealed_key = $1";
+    Ok(sqlx::query(update).bind(old).bind(new).execute(writer).await.map(drop)?)
+}
+
 pub(super) async fn add_token(
     writer: &SqlitePool,
     hash: Digest,

@@ -12,7 +12,7 @@ use common::invocation::Record;
 use common::labels::Labels;
 use sqlx::migrate::Migrator;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{ConnectOptions as _, Connection as _, SqlitePool, SqliteTransaction};
+use sqlx::{ConnectOptions as _, Connection as _, SqliteConnection, SqlitePool, SqliteTransaction};
 
 use crate::fleet::{Authority, CertificateFacts, Duty, Joining, NewNode, Node};
 use crate::{
@@ -45,6 +45,38 @@ struct Sqlite {
 
 /// Opens or makes the file and brings its schema up to date.
 pub(crate) async fn open(data_dir: &Path, settings: &StoreArgs) -> Result<Arc<dyn Store>, Error> {
+    let options = prepare(data_dir).await?;
+    let pool =
+        |connections| SqlitePoolOptions::new().max_connections(connections).acquire_timeout(settings.acquire_timeout());
+    Ok(Arc::new(Sqlite {
+        writer: pool(1).connect_lazy_with(options.clone()),
+        readers: pool(settings.database_pool_size).connect_lazy_with(options.pragma("query_only", "on")),
+    }))
+}
+
+/// One connection that reads a file that is there, as it is.
+pub(crate) async fn reader(data_dir: &Path) -> Result<SqliteConnection, Error> {
+    let file = data_dir.join(FILE);
+    if !file.exists() {
+        let path = file.display();
+        return Err(Error::Settings(format!("there is no {path}: set DATA_DIR, or DATABASE_URL or POSTGRES_*")));
+    }
+    let options = SqliteConnectOptions::new().filename(file).busy_timeout(BUSY_TIMEOUT).pragma("query_only", "on");
+    Ok(options.connect().await?)
+}
+
+/// One connection that may write, to a file that is made if there is none and whose schema is brought up to date.
+pub(crate) async fn writer(data_dir: &Path) -> Result<SqliteConnection, Error> {
+    Ok(prepare(data_dir).await?.connect().await?)
+}
+
+/// The number of the last migration.
+pub(crate) fn schema() -> i64 {
+    MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or_default()
+}
+
+/// Makes the file if there is none and brings its schema up to date; how to reach it.
+async fn prepare(data_dir: &Path) -> Result<SqliteConnectOptions, Error> {
     let unusable = |error| {
         Error::Settings(format!(
             "cannot keep a database in {}: {error}; set DATA_DIR to a directory that can be written",
@@ -66,12 +98,7 @@ pub(crate) async fn open(data_dir: &Path, settings: &StoreArgs) -> Result<Arc<dy
         .foreign_keys(true)
         .busy_timeout(BUSY_TIMEOUT);
     migrate(&options).await?;
-    let pool =
-        |connections| SqlitePoolOptions::new().max_connections(connections).acquire_timeout(settings.acquire_timeout());
-    Ok(Arc::new(Sqlite {
-        writer: pool(1).connect_lazy_with(options.clone()),
-        readers: pool(settings.database_pool_size).connect_lazy_with(options.pragma("query_only", "on")),
-    }))
+    Ok(options)
 }
 
 /// In one transaction that holds the write lock from its beginning, so that of several processes that start at
@@ -193,6 +220,10 @@ impl Store for Sqlite {
 
     async fn found_authority(&self, new: Authority) -> Result<Authority, Error> {
         fleet::found(&self.writer, new).await
+    }
+
+    async fn reseal_authority(&self, old: &[u8], new: &[u8]) -> Result<(), Error> {
+        fleet::reseal(&self.writer, old, new).await
     }
 
     async fn add_join_token(&self, hash: Digest, made_by: UserId, seconds: u32) -> Result<DateTime<Utc>, Error> {

@@ -54,6 +54,10 @@ async fn the_first_authority_stays(bench: &Bench) {
     assert_eq!(bench.store.found_authority(authority("one")).await.unwrap(), authority("one"));
     assert_eq!(bench.store.found_authority(authority("other")).await.unwrap(), authority("one"));
     assert_eq!(bench.store.authority().await.unwrap(), Some(authority("one")));
+    for (old, expected) in [("key of other", "key of one"), ("key of one", "new"), ("key of one", "new")] {
+        bench.store.reseal_authority(old.as_bytes(), b"new").await.unwrap();
+        assert_eq!(bench.store.authority().await.unwrap().unwrap().sealed_key, expected.as_bytes());
+    }
 }
 
 async fn a_token_is_good_once(bench: &Bench) {

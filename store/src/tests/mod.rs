@@ -1,7 +1,7 @@
 //! The store's own suite: every test runs against SQLite and against a real Postgres.
 
 mod artifacts;
-mod bench;
+pub(crate) mod bench;
 mod deployments;
 mod fleet;
 mod functions;

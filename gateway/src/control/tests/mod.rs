@@ -23,6 +23,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tower::ServiceExt as _;
 
 use super::*;
+use crate::config::Secrets;
 use crate::fleet::calls::Calls;
 use crate::fleet::link::Link;
 use crate::fleet::reception::Reception;
@@ -87,7 +88,10 @@ impl Api {
             runtimes: Arc::new(Runtimes::load(None).unwrap()),
             ceilings: settings.ceilings,
             caps: Caps { max_archive_mb: MAX_ARCHIVE_MB, ..Caps::default() },
-            identity: Arc::new(Identity::new("a secret of tests, long enough for HS256")),
+            identity: Arc::new(Identity::new(&Secrets {
+                current: "a secret of tests, long enough for HS256".to_owned(),
+                previous: None,
+            })),
             fleet,
             enrolment: None,
             routes,
