@@ -3,12 +3,12 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::Read;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use common::archive::{self, Caps, UnpackError};
+use common::archive::{self, Caps};
 use common::digest::Digest;
 use common::error::Chain;
 use common::function::DeploymentSpec;
@@ -23,16 +23,18 @@ use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
 
 use crate::build_cache::{BuildCache, BuildHandle};
-use crate::link::calls::{CallError, Calls};
+use crate::link::calls::Calls;
 use crate::metrics::Metrics;
-use crate::sandbox::{BuildArgs, BuildJob, LeaseError, MAX_BUILD_ENTRIES, Sandboxes};
+use crate::sandbox::{BuildArgs, BuildJob, MAX_BUILD_ENTRIES, Sandboxes};
 
+mod failure;
 pub(crate) mod packed;
 mod run;
 pub(crate) mod tree;
 
+use failure::{BuildFailure, transfer};
 use run::{End, How, Run};
-use tree::{Extent, Unfit};
+use tree::Extent;
 
 /// How long an invocation waits for a build that is not here; the build goes on without it.
 const READY_DEADLINE: Duration = Duration::from_secs(60);
@@ -69,65 +71,6 @@ pub(crate) enum NotReady {
     /// It takes too long.
     #[error("the build is not on this node yet")]
     Deadline,
-}
-
-/// Why a run did not end in a build.
-#[derive(Debug, thiserror::Error)]
-enum BuildFailure {
-    #[error("{0}")]
-    User(String),
-    #[error("the archive could not be fetched")]
-    Fetch(#[source] CallError),
-    #[error("the archive {0} is not in the artifact store")]
-    NoArchive(Digest),
-    #[error("the build could not be stored")]
-    Store(#[source] CallError),
-    #[error("the image to run it in cannot be had")]
-    Image(#[from] LeaseError),
-    #[error("the build's sandbox failed")]
-    Sandbox(#[from] crate::sandbox::BuildError),
-    #[error("the build's files could not be handled")]
-    Io(#[source] io::Error),
-    #[error("this node's disk is full: free some of it, or set BUILD_CACHE_MB lower")]
-    DiskFull(#[source] io::Error),
-    #[error("a step of the build was interrupted")]
-    Interrupted(#[from] tokio::task::JoinError),
-}
-
-impl From<io::Error> for BuildFailure {
-    fn from(error: io::Error) -> Self {
-        match error.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::DiskFull(error),
-            _ => Self::Io(error),
-        }
-    }
-}
-
-/// What a transfer that failed means to a build.
-fn transfer(otherwise: fn(CallError) -> BuildFailure) -> impl FnOnce(CallError) -> BuildFailure {
-    move |error| match error {
-        CallError::File(error) => error.into(),
-        error => otherwise(error),
-    }
-}
-
-impl From<Unfit> for BuildFailure {
-    fn from(unfit: Unfit) -> Self {
-        match unfit {
-            Unfit::Content(text) => Self::User(text),
-            Unfit::Io(error) => error.into(),
-        }
-    }
-}
-
-impl From<UnpackError> for BuildFailure {
-    fn from(error: UnpackError) -> Self {
-        match error {
-            UnpackError::Refused(refused) => Self::User(refused.to_string()),
-            UnpackError::Read(error) => error.into(),
-            UnpackError::Write { source, .. } => source.into(),
-        }
-    }
 }
 
 /// What a builder needs.

@@ -1,5 +1,7 @@
 //! Builds travel: what one machine built runs on others, by way of a bucket that all gateways share.
 
+use std::path::PathBuf;
+
 use super::*;
 use crate::archive::{PUBLIC, archive};
 
@@ -105,15 +107,14 @@ async fn a_gateway_does_not_start_without_its_bucket() -> Result<()> {
 }
 
 /// A small file system on a folder, unmounted when it is dropped.
-struct SmallDisk(std::path::PathBuf);
+struct SmallDisk(PathBuf);
 
 impl SmallDisk {
-    fn mount(path: std::path::PathBuf, size: &str) -> Result<Self> {
-        std::fs::create_dir_all(&path)?;
+    fn mount(path: &Path, size: &str) -> Result<Self> {
         let options = format!("size={size}");
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "small"]).arg(&path).status()?;
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "small"]).arg(path).status()?;
         ensure!(mounted.success(), "mount failed");
-        Ok(Self(path))
+        Ok(Self(path.to_owned()))
     }
 }
 
@@ -138,21 +139,20 @@ fn noise(bytes: usize) -> String {
 async fn a_machine_whose_disk_is_full_says_so_and_goes_on() -> Result<()> {
     let fleet = Fleet::start(&[]).await?;
     let mut machine = Machine::new()?;
-    let builds = machine.data_dir.path().join("builds");
-    let disk = SmallDisk::mount(builds.clone(), "16m")?;
+    let disk = SmallDisk::mount(machine.data_dir.path(), "40m")?;
     machine.run("small", &fleet.line().await?)?;
     fleet.until_state("small", "linked").await.with_context(|| machine.log())?;
     let script = |bytes: usize| {
         archive(&[("main*", "#!/bin/sh\nprintf '{\"body\":1}' >/result.json\n"), ("filler", &noise(bytes)), PUBLIC])
     };
     // One that fits and is not used gives way to another; one that never fits is refused, and leaves nothing.
-    fleet.operator.deploy("first", script(6 << 20)).await?.expect(201).with_context(|| machine.log())?;
+    fleet.operator.deploy("first", script(12 << 20)).await?.expect(201).with_context(|| machine.log())?;
     fleet.operator.delete("/api/functions/first").await?.expect(204)?;
-    fleet.operator.deploy("second", script(7 << 20)).await?.expect(201).with_context(|| machine.log())?;
+    fleet.operator.deploy("second", script(16 << 20)).await?.expect(201).with_context(|| machine.log())?;
     ensure!(machine.log().contains("builds that are not in use are removed"), "{}", machine.log());
-    fleet.operator.deploy("huge", script(20 << 20)).await?.expect_error(503, "no_sandbox")?;
+    fleet.operator.deploy("huge", script(45 << 20)).await?.expect_error(503, "no_sandbox")?;
     machine.until_log("this node's disk is full: free some of it, or set BUILD_CACHE_MB lower").await?;
-    let left = std::fs::read_dir(&builds)?
+    let left = std::fs::read_dir(machine.data_dir.path().join("builds"))?
         .filter(|entry| entry.as_ref().is_ok_and(|entry| entry.file_name().to_string_lossy().starts_with("tmp-")));
     ensure!(left.count() == 0, "something half made is left");
     let answer = fleet.operator.invoke("second", json!({})).await?.expect(200).with_context(|| machine.log())?;
