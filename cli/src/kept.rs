@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use common::settings::{MIB, default_data_dir};
 use gateway::JwtArgs;
 use store::StoreArgs;
+use store::artifacts::ArtifactArgs;
 use store::backup::{Place, Progress, Summary};
 
 use crate::output;
@@ -18,6 +19,8 @@ pub(crate) struct Kept {
     /// Where archives and builds lie; default: `functions` under the data directory.
     #[arg(long, env = "FUNCTIONS_DIR")]
     functions_dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) artifacts: ArtifactArgs,
     #[command(flatten)]
     pub(crate) store: StoreArgs,
 }
@@ -72,7 +75,7 @@ pub(crate) fn contents(summary: &Summary) -> String {
 pub(crate) fn warn_of_missing(summary: &Summary) {
     if let Some(first) = summary.missing.first() {
         output::note(format_args!(
-            "{} archives are not in FUNCTIONS_DIR, the first is {first}: versions made of them cannot be built again",
+            "{} archives are not in the artifact store, the first is {first}: versions made of them cannot be built again",
             summary.missing.len()
         ));
     }

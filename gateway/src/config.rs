@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use common::manifest::Ceilings;
 use common::settings::secret;
+use store::artifacts::ArtifactArgs;
 
 use crate::control::config::ControlArgs;
 use crate::edge::limits::LimitArgs;
@@ -41,7 +42,11 @@ pub struct Settings {
     /// The node port.
     #[command(flatten)]
     pub nodes: NodePortArgs,
-    /// Where archives and builds lie; default: `functions` under the data directory.
+    /// Where archives and builds are kept.
+    #[command(flatten)]
+    pub artifacts: ArtifactArgs,
+    /// Where archives and builds lie without `ARTIFACTS_URL`, and uploads until they are checked; default: `functions`
+    /// under the data directory.
     #[arg(long, env = "FUNCTIONS_DIR")]
     pub functions_dir: Option<PathBuf>,
     /// The operator, if there is nobody yet. No setting: `dartcloud dev` makes one.

@@ -40,6 +40,9 @@ pub enum StartError {
     /// The database did not answer within a minute, or refuses us.
     #[error("the database cannot be opened: check DATABASE_URL or POSTGRES_*, and that it runs")]
     Store(#[from] store::Error),
+    /// The artifact store is not there, or not ours.
+    #[error(transparent)]
+    Artifacts(#[from] store::artifacts::StartError),
     /// It was stopped while it waited for the database.
     #[error("told to stop before the database answered")]
     Stopped,
@@ -75,6 +78,7 @@ impl StartError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Setting(_) | Self::Runtime(_) | Self::Tls(_) | Self::SharedLimits(SharedLimitsError::Url(_)) => 64,
+            Self::Artifacts(store::artifacts::StartError::Settings(_)) => 64,
             _ => 1,
         }
     }

@@ -124,8 +124,8 @@ impl Gateway {
         let socket = bind(settings.listen_addr())?;
         // Before anything is opened: what a start clears away may be another gateway's work.
         let lock = lock(&place.data_dir)?;
-        let artifacts = open_artifacts(&settings, place)?;
         let control = control_runtime()?;
+        let artifacts = control.block_on(open_artifacts(&settings, place))?;
         let store = control.block_on(open_store(store, &place.data_dir, &stop))?;
         let routes = Arc::new(Routes::new());
         let fleet = Fleet::new(control.handle().clone(), metrics.clone());
@@ -270,9 +270,9 @@ fn lock(data_dir: &Path) -> Result<File, StartError> {
     }
 }
 
-fn open_artifacts(settings: &Settings, place: &Place) -> Result<Artifacts, StartError> {
+async fn open_artifacts(settings: &Settings, place: &Place) -> Result<Artifacts, StartError> {
     let functions = settings.functions_dir.clone().unwrap_or_else(|| place.data_dir.join("functions"));
-    Artifacts::open(functions.clone()).map_err(unusable(&functions))
+    Ok(Artifacts::connect(&settings.artifacts, functions).await?)
 }
 
 fn unusable(path: &Path) -> impl FnOnce(std::io::Error) -> StartError {

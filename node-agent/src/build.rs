@@ -3,12 +3,12 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io;
+use std::io::Read;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use common::archive::{self, Caps, UnpackError};
+use common::archive::{self, Caps};
 use common::digest::Digest;
 use common::error::Chain;
 use common::function::DeploymentSpec;
@@ -23,15 +23,18 @@ use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
 
 use crate::build_cache::{BuildCache, BuildHandle};
-use crate::link::calls::{CallError, Calls};
+use crate::link::calls::Calls;
 use crate::metrics::Metrics;
-use crate::sandbox::{BuildArgs, BuildJob, LeaseError, MAX_BUILD_ENTRIES, Sandboxes};
+use crate::sandbox::{BuildArgs, BuildJob, MAX_BUILD_ENTRIES, Sandboxes};
 
+mod failure;
+pub(crate) mod packed;
 mod run;
 pub(crate) mod tree;
 
+use failure::{BuildFailure, transfer};
 use run::{End, How, Run};
-use tree::{Extent, Unfit};
+use tree::Extent;
 
 /// How long an invocation waits for a build that is not here; the build goes on without it.
 const READY_DEADLINE: Duration = Duration::from_secs(60);
@@ -68,46 +71,6 @@ pub(crate) enum NotReady {
     /// It takes too long.
     #[error("the build is not on this node yet")]
     Deadline,
-}
-
-/// Why a run did not end in a build.
-#[derive(Debug, thiserror::Error)]
-enum BuildFailure {
-    #[error("{0}")]
-    User(String),
-    #[error("the archive could not be fetched")]
-    Fetch(#[source] CallError),
-    #[error("the archive {0} is not in the artifact store")]
-    NoArchive(Digest),
-    #[error("the build could not be stored")]
-    Store(#[source] CallError),
-    #[error("the image to run it in cannot be had")]
-    Image(#[from] LeaseError),
-    #[error("the build's sandbox failed")]
-    Sandbox(#[from] crate::sandbox::BuildError),
-    #[error("the build's files could not be handled")]
-    Io(#[from] io::Error),
-    #[error("a step of the build was interrupted")]
-    Interrupted(#[from] tokio::task::JoinError),
-}
-
-impl From<Unfit> for BuildFailure {
-    fn from(unfit: Unfit) -> Self {
-        match unfit {
-            Unfit::Content(text) => Self::User(text),
-            Unfit::Io(error) => Self::Io(error),
-        }
-    }
-}
-
-impl From<UnpackError> for BuildFailure {
-    fn from(error: UnpackError) -> Self {
-        match error {
-            UnpackError::Refused(refused) => Self::User(refused.to_string()),
-            UnpackError::Read(error) => Self::Io(error),
-            UnpackError::Write { source, .. } => Self::Io(source),
-        }
-    }
 }
 
 /// What a builder needs.
@@ -226,18 +189,17 @@ impl Builds {
         if let Some(build) = self.parts.cache.get(digest) {
             return ready(build, How::Cached);
         }
-        match self.fetch(spec, digest).await {
-            Ok(Some(build)) => return ready(build, How::Fetched),
-            Ok(None) => {}
-            Err(error) => {
-                let error = Chain(&error);
-                tracing::warn!(%error, build = %digest, "a stored build cannot be used: building it again");
-            }
+        let mut made = self.fetch_or_build(spec, digest, run).await;
+        if matches!(&made, Err(BuildFailure::DiskFull(_))) && self.parts.cache.evict_unused() {
+            tracing::warn!(build = %digest, "the disk is full: builds that are not in use are removed for this one");
+            made = self.fetch_or_build(spec, digest, run).await;
         }
-        match self.build(spec, digest, run).await {
-            Ok(build) => {
-                tracing::info!(build = %digest, ms = started.elapsed().as_millis(), "built");
-                ready(build, How::Built)
+        match made {
+            Ok((build, how)) => {
+                if matches!(how, How::Built) {
+                    tracing::info!(build = %digest, ms = started.elapsed().as_millis(), "built");
+                }
+                ready(build, how)
             }
             Err(BuildFailure::User(reason)) => {
                 tracing::info!(build = %digest, %reason, "a build failed");
@@ -249,6 +211,24 @@ impl Builds {
                 End::Error(Chain(&failure).to_string())
             }
         }
+    }
+
+    async fn fetch_or_build(
+        self: &Arc<Self>,
+        spec: &Arc<DeploymentSpec>,
+        digest: Digest,
+        run: &Arc<Run>,
+    ) -> Result<(BuildHandle, How), BuildFailure> {
+        match self.fetch(spec, digest).await {
+            Ok(Some(build)) => return Ok((build, How::Fetched)),
+            Ok(None) => {}
+            Err(full @ BuildFailure::DiskFull(_)) => return Err(full),
+            Err(error) => {
+                let error = Chain(&error);
+                tracing::warn!(%error, build = %digest, "a stored build cannot be used: building it again");
+            }
+        }
+        Ok((self.build(spec, digest, run).await?, How::Built))
     }
 
     /// The build from the artifact store, if some node has stored it. One without a recipe never is: its archive
@@ -265,13 +245,13 @@ impl Builds {
         let (packed, tree) = (place.path().join("build.tar.gz"), place.path().join("tree"));
         let max_bytes = max_extent(&self.parts.args).bytes;
         let fetched = self.parts.calls.fetch_build(spec.deployment, digest, &packed, max_bytes).await;
-        if !fetched.map_err(BuildFailure::Fetch)? {
+        if !fetched.map_err(transfer(BuildFailure::Fetch))? {
             return Ok(None);
         }
         let builds = Arc::clone(self);
         let build = tokio::task::spawn_blocking(move || {
             let args = &builds.parts.args;
-            unpack(&packed, None, &tree, &packed_caps(args))?;
+            unpack(packed::open(&packed)?, None, &tree, &packed_caps(args))?;
             let extent = tree::seal(&tree, max_extent(args))?;
             let build = builds.parts.cache.insert(digest, &tree, extent)?;
             drop(place);
@@ -307,12 +287,17 @@ impl Builds {
             let extent = tree::seal(&tree, max_extent(&builds.parts.args))?;
             if let Some(packed) = packing {
                 tree::pack(&tree, &packed)?;
+                packed::stamp(&packed)?;
             }
             Ok::<_, BuildFailure>((tree, extent))
         });
         let (tree, extent) = sealed.await??;
         if recipe.is_some() {
-            self.parts.calls.put_build(spec.deployment, digest, &packed).await.map_err(BuildFailure::Store)?;
+            self.parts
+                .calls
+                .put_build(spec.deployment, digest, &packed)
+                .await
+                .map_err(transfer(BuildFailure::Store))?;
         }
         let builds = Arc::clone(self);
         let inserted = tokio::task::spawn_blocking(move || {
@@ -321,7 +306,7 @@ impl Builds {
                 // A rename does not lead from one file system to another.
                 drop(disk);
                 tree = place.path().join("tree");
-                unpack(&packed, None, &tree, &packed_caps(&builds.parts.args))?;
+                unpack(packed::open(&packed)?, None, &tree, &packed_caps(&builds.parts.args))?;
                 extent = tree::measure(&tree)?;
             }
             let build = builds.parts.cache.insert(digest, &tree, extent)?;
@@ -335,12 +320,12 @@ impl Builds {
         let file = place.join("archive.tar.gz");
         let caps = self.parts.caps;
         let fetched = self.parts.calls.fetch_archive(spec.archive, &file, caps.archive_bytes()).await;
-        if !fetched.map_err(BuildFailure::Fetch)? {
+        if !fetched.map_err(transfer(BuildFailure::Fetch))? {
             return Err(BuildFailure::NoArchive(spec.archive));
         }
         let (root, work) = (spec.archive_root.clone(), work.to_owned());
         let unpacked = tokio::task::spawn_blocking(move || {
-            unpack(&file, root.as_deref(), &work, &caps)?;
+            unpack(File::open(&file)?, root.as_deref(), &work, &caps)?;
             std::fs::remove_file(file)?;
             Ok::<_, BuildFailure>(())
         });
@@ -370,7 +355,7 @@ impl Builds {
     }
 }
 
-fn unpack(archive: &Path, root: Option<&str>, into: &Path, caps: &Caps) -> Result<(), BuildFailure> {
+fn unpack(archive: impl Read, root: Option<&str>, into: &Path, caps: &Caps) -> Result<(), BuildFailure> {
     std::fs::create_dir(into)?;
-    Ok(archive::unpack(File::open(archive)?, root, into, caps)?)
+    Ok(archive::unpack(archive, root, into, caps)?)
 }

@@ -163,6 +163,13 @@ impl BuildCache {
         Ok(build)
     }
 
+    /// Removes every build that nobody holds; whether there was one.
+    pub(crate) fn evict_unused(&self) -> bool {
+        let had = self.lock().evictable().is_some();
+        self.make_room(u64::MAX);
+        had
+    }
+
     /// Removes builds until `coming` bytes more fit, or until all that are left are in use.
     fn make_room(&self, coming: u64) {
         let mut graves = Vec::new();

@@ -1,17 +1,34 @@
-//! The artifact store: archives and packed builds as files, each under its digest. A file is there whole or
-//! not at all: it is written under `incoming/`, synced, and renamed.
+//! The artifact store: archives and packed builds, each under its digest, as files of a directory or as objects of an
+//! S3 bucket. An artifact is there whole or not at all: it is written under `incoming/`, and then renamed, or uploaded.
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::SystemTime;
 
 use common::digest::{Digest, Hasher};
+use futures_util::StreamExt as _;
+use futures_util::stream::BoxStream;
 use tempfile::TempPath;
 use tokio::fs::File;
-use tokio::io::{AsyncWriteExt as _, BufWriter};
+use tokio::io::{AsyncRead, AsyncWriteExt as _, BufWriter};
+
+mod bucket;
+mod directory;
+mod settings;
+
+pub use settings::ArtifactArgs;
+
+use bucket::Bucket;
+use directory::Directory;
+use settings::Location;
 
 const ARCHIVES: &str = "archives";
 const BUILDS: &str = "builds";
 const INCOMING: &str = "incoming";
+const FOLDERS: [&str; 2] = [ARCHIVES, BUILDS];
+const SUFFIX: &str = ".tar.gz";
 
 /// Bytes that are gathered before they are written: each write is a trip to another thread.
 const BUFFER_BYTES: usize = 256 * 1024;
@@ -25,15 +42,68 @@ pub enum Artifact {
     Build(Digest),
 }
 
-/// A directory of artifacts.
+/// An artifact as it is listed.
+#[derive(Clone, Copy, Debug)]
+pub struct Kept {
+    /// Which.
+    pub artifact: Artifact,
+    /// Since when.
+    pub since: SystemTime,
+    /// How large.
+    pub bytes: u64,
+}
+
+/// An artifact's bytes.
+pub type Reader = Pin<Box<dyn AsyncRead + Send>>;
+
+/// The artifact store cannot be opened. Each sentence says the fix.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A setting is wrong.
+    #[error("{0}")]
+    Settings(String),
+    /// The directory cannot be made or written.
+    #[error("cannot keep artifacts in {path}: set FUNCTIONS_DIR or DATA_DIR to a directory that this user can write")]
+    Directory {
+        /// Which.
+        path: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// There is no such bucket.
+    #[error(
+        "the bucket of ARTIFACTS_URL does not exist: make it, or correct ARTIFACTS_URL, AWS_REGION or AWS_ENDPOINT_URL"
+    )]
+    NoBucket(#[source] io::Error),
+    /// The service does not let us write.
+    #[error(
+        "the bucket of ARTIFACTS_URL may not be written: check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and that they \
+         may get, put, list and delete objects there"
+    )]
+    Forbidden(#[source] io::Error),
+    /// The service does not answer, or answers what nobody understands.
+    #[error("the service of ARTIFACTS_URL does not answer as S3 does: check AWS_ENDPOINT_URL, and that it runs")]
+    Service(#[source] io::Error),
+}
+
+/// Where artifacts are.
 #[derive(Clone, Debug)]
 pub struct Artifacts {
-    root: PathBuf,
+    /// Where files are written; on the same file system as the directory, if it is one.
+    incoming: PathBuf,
+    shelf: Shelf,
+}
+
+#[derive(Clone, Debug)]
+enum Shelf {
+    Directory(Directory),
+    Bucket(Bucket),
 }
 
 /// A file that is being written; dropped before [`keep`](Incoming::keep), it leaves nothing.
 pub struct Incoming {
-    root: PathBuf,
+    shelf: Shelf,
     file: BufWriter<File>,
     /// Removes the file when it is dropped.
     path: TempPath,
@@ -42,55 +112,61 @@ pub struct Incoming {
 }
 
 impl Artifacts {
-    /// Opens `root`, makes its folders and empties `incoming/`. One process owns a directory of artifacts.
+    /// Opens the store that the settings name; without any it is the directory `default`. With a bucket, that
+    /// directory has what is being written.
+    ///
+    /// # Errors
+    /// The sentence says the fix.
+    pub async fn connect(args: &ArtifactArgs, default: PathBuf) -> Result<Self, StartError> {
+        let open = |root: PathBuf| {
+            let path = root.display().to_string();
+            Self::open(root).map_err(|source| StartError::Directory { path, source })
+        };
+        match args.location()? {
+            Location::Default => open(default),
+            Location::Directory(root) => open(root),
+            Location::Bucket { client, prefix } => {
+                let incoming = default.join(INCOMING);
+                let path = incoming.display().to_string();
+                empty(&incoming).map_err(|source| StartError::Directory { path, source })?;
+                let bucket = Bucket::open(Arc::new(*client), prefix).await?;
+                Ok(Self { incoming, shelf: Shelf::Bucket(bucket) })
+            }
+        }
+    }
+
+    /// The store that the settings name, to read from it beside the process that owns it.
+    ///
+    /// # Errors
+    /// A setting is wrong, or a bucket's service does not answer.
+    pub async fn beside(args: &ArtifactArgs, default: PathBuf) -> Result<Self, StartError> {
+        let shelf = match args.location()? {
+            Location::Default => Shelf::Directory(Directory::at(default.clone())),
+            Location::Directory(root) => Shelf::Directory(Directory::at(root)),
+            Location::Bucket { client, prefix } => Shelf::Bucket(Bucket::open(Arc::new(*client), prefix).await?),
+        };
+        Ok(Self { incoming: default.join(INCOMING), shelf })
+    }
+
+    /// Opens the directory `root`, makes its folders and empties `incoming/`. One process owns a directory of artifacts.
     ///
     /// # Errors
     /// The directory cannot be made or written.
     pub fn open(root: PathBuf) -> io::Result<Self> {
         let incoming = root.join(INCOMING);
-        match std::fs::remove_dir_all(&incoming) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        for folder in [ARCHIVES, BUILDS, INCOMING] {
-            std::fs::create_dir_all(root.join(folder))?;
-        }
-        // The folders' own names have to last as the files in them do.
-        std::fs::File::open(&root)?.sync_all()?;
-        Ok(Self { root })
+        empty(&incoming)?;
+        Ok(Self { incoming, shelf: Shelf::Directory(Directory::open(root)?) })
     }
 
-    /// Opens `root` to read from it, beside the process that owns it.
-    #[must_use]
-    pub fn beside(root: PathBuf) -> Self {
-        Self { root }
-    }
-
-    /// Everything that is there, in no order.
+    /// Whether the store answers.
     ///
     /// # Errors
-    /// A folder is there and cannot be read.
-    pub async fn list(&self) -> io::Result<Vec<Artifact>> {
-        let root = self.root.clone();
-        blocking(move || {
-            let mut found = Vec::new();
-            for folder in [ARCHIVES, BUILDS] {
-                let entries = match std::fs::read_dir(root.join(folder)) {
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                    entries => entries?,
-                };
-                for entry in entries {
-                    let name = entry?.file_name();
-                    let digest = name.to_str().and_then(|name| name.strip_suffix(".tar.gz")?.parse().ok());
-                    found.extend(digest.map(|digest| match folder {
-                        ARCHIVES => Artifact::Archive(digest),
-                        _ => Artifact::Build(digest),
-                    }));
-                }
-            }
-            Ok(found)
-        })
-        .await
+    /// It does not.
+    pub async fn ping(&self) -> io::Result<()> {
+        match &self.shelf {
+            Shelf::Directory(_) => Ok(()),
+            Shelf::Bucket(bucket) => bucket.ping().await,
+        }
     }
 
     /// Begins a file.
@@ -98,29 +174,51 @@ impl Artifacts {
     /// # Errors
     /// The disk is full, or not writable.
     pub async fn begin(&self) -> io::Result<Incoming> {
-        let folder = self.root.join(INCOMING);
+        let folder = self.incoming.clone();
         let (file, path) = blocking(move || Ok(tempfile::NamedTempFile::new_in(folder)?.into_parts())).await?;
         let file = BufWriter::with_capacity(BUFFER_BYTES, File::from_std(file));
-        Ok(Incoming { root: self.root.clone(), file, path, hasher: Hasher::default(), len: 0 })
+        Ok(Incoming { shelf: self.shelf.clone(), file, path, hasher: Hasher::default(), len: 0 })
     }
 
     /// Opens an artifact for reading, with its length in bytes; `None` if it is not there.
     ///
     /// # Errors
-    /// The file is there and cannot be read.
-    pub async fn read(&self, artifact: Artifact) -> io::Result<Option<(File, u64)>> {
-        let file = match File::open(artifact.path(&self.root)).await {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        let len = file.metadata().await?.len();
-        Ok(Some((file, len)))
+    /// It is there and cannot be read, or nobody knows whether it is there.
+    pub async fn read(&self, artifact: Artifact) -> io::Result<Option<(Reader, u64)>> {
+        match &self.shelf {
+            Shelf::Directory(directory) => directory.read(artifact).await,
+            Shelf::Bucket(bucket) => bucket.read(artifact).await,
+        }
     }
 
     /// Whether an artifact is there.
-    pub async fn has(&self, artifact: Artifact) -> bool {
-        tokio::fs::try_exists(artifact.path(&self.root)).await.unwrap_or(false)
+    ///
+    /// # Errors
+    /// Nobody knows.
+    pub async fn has(&self, artifact: Artifact) -> io::Result<bool> {
+        match &self.shelf {
+            Shelf::Directory(directory) => directory.has(artifact).await,
+            Shelf::Bucket(bucket) => bucket.has(artifact).await,
+        }
+    }
+
+    /// Removes an artifact. One that is not there is removed already.
+    ///
+    /// # Errors
+    /// It stays.
+    pub async fn remove(&self, artifact: Artifact) -> io::Result<()> {
+        match &self.shelf {
+            Shelf::Directory(directory) => directory.remove(artifact).await,
+            Shelf::Bucket(bucket) => bucket.remove(artifact).await,
+        }
+    }
+
+    /// Every artifact, in no order.
+    pub fn list(&self) -> BoxStream<'static, io::Result<Kept>> {
+        match &self.shelf {
+            Shelf::Directory(directory) => directory.list().boxed(),
+            Shelf::Bucket(bucket) => bucket.list(),
+        }
     }
 }
 
@@ -163,27 +261,25 @@ impl Incoming {
         self.file.flush().await
     }
 
-    /// Syncs it to disk and gives it its name. One that exists already is left as it is.
+    /// Gives it its name, synced to disk or uploaded. An archive that exists already is left as it is; a build is replaced,
+    /// so that one that cannot be read any more is made good.
     ///
     /// # Errors
-    /// The disk is full, or the bytes of an archive are not those that its digest names.
+    /// The disk is full, the service refuses, or the bytes of an archive are not those that its digest names.
     pub async fn keep(mut self, artifact: Artifact) -> io::Result<()> {
         if matches!(artifact, Artifact::Archive(digest) if digest != self.digest()) {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the archive is not the one that its digest names"));
         }
         self.flush().await?;
-        self.file.get_ref().sync_all().await?;
-        let Self { root, path, .. } = self;
-        blocking(move || {
-            let target = artifact.path(&root);
-            match path.persist_noclobber(&target) {
-                Err(error) if error.error.kind() != io::ErrorKind::AlreadyExists => return Err(error.error),
-                _ => {}
+        match self.shelf {
+            Shelf::Directory(directory) => directory.keep(artifact, self.file.get_ref(), self.path).await,
+            Shelf::Bucket(bucket) => {
+                if matches!(artifact, Artifact::Archive(_)) && bucket.has(artifact).await? {
+                    return Ok(());
+                }
+                bucket.put(artifact, &self.path, self.len).await
             }
-            // Also when it exists: who put it there may not have come to this yet.
-            std::fs::File::open(root.join(artifact.folder()))?.sync_all()
-        })
-        .await
+        }
     }
 }
 
@@ -195,10 +291,29 @@ impl Artifact {
         }
     }
 
-    fn path(self, root: &Path) -> PathBuf {
+    fn file_name(self) -> String {
         let (Self::Archive(digest) | Self::Build(digest)) = self;
-        root.join(self.folder()).join(format!("{digest}.tar.gz"))
+        format!("{digest}{SUFFIX}")
     }
+
+    /// The artifact that bears this name in this folder.
+    fn named(folder: &str, name: &str) -> Option<Self> {
+        let digest = name.strip_suffix(SUFFIX)?.parse().ok()?;
+        match folder {
+            ARCHIVES => Some(Self::Archive(digest)),
+            BUILDS => Some(Self::Build(digest)),
+            _ => None,
+        }
+    }
+}
+
+/// Makes a folder, without what a crash left in it.
+fn empty(folder: &Path) -> io::Result<()> {
+    match std::fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    std::fs::create_dir_all(folder)
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {

@@ -176,7 +176,12 @@ pub async fn write(
     }
     // The snapshot is over: what the versions in it refer to is never changed.
     drop(source);
-    let listed = artifacts.list().await.map_err(BackupError::reading("the artifact store"))?;
+    let listed: Vec<_> = artifacts
+        .list()
+        .map_ok(|kept| kept.artifact)
+        .try_collect()
+        .await
+        .map_err(BackupError::reading("the artifact store"))?;
     let builds = listed.into_iter().filter(|artifact| matches!(artifact, Artifact::Build(_)));
     for artifact in archives.into_iter().map(Artifact::Archive).chain(builds) {
         let entry = Entry::Artifact(artifact);

@@ -14,6 +14,7 @@ use common::names::{FunctionName, Handle, RuntimeName};
 
 pub mod artifacts;
 pub mod backup;
+pub mod claims;
 mod error;
 pub mod fleet;
 mod handles;
@@ -25,6 +26,7 @@ mod sqlite;
 mod tests;
 mod text;
 
+use claims::{Claim, Holder, Source};
 pub use error::Error;
 use fleet::{Authority, CertificateFacts, Duty, Joining, NewNode, Node};
 pub use settings::StoreArgs;
@@ -290,6 +292,17 @@ pub trait Store: RecordSink {
     async fn fail_unfinished_deployments(&self) -> Result<u64, Error>;
     /// Keeps lines of a build's or deploy's log, in order.
     async fn append_log(&self, deployment: DeploymentId, lines: &[LogLine]) -> Result<(), Error>;
+
+    /// Claims `what` for `seconds` by the database's clock, or claims it for longer; false while another holder has it.
+    async fn claim(&self, what: Claim, holder: Holder, seconds: u32) -> Result<bool, Error>;
+    /// Gives a claim up; that of another holder stays.
+    async fn give_up(&self, what: Claim, holder: Holder) -> Result<(), Error>;
+    /// What versions were built from, failed ones included, in the order of their ids: at most `limit` after `after`.
+    async fn sources(&self, after: Option<DeploymentId>, limit: u32) -> Result<Vec<Source>, Error>;
+    /// Whether any version was built from this archive.
+    async fn is_wanted(&self, archive: Digest) -> Result<bool, Error>;
+    /// Deletes claims that expired a day ago; how many.
+    async fn purge_claims(&self) -> Result<u64, Error>;
 
     /// Every function that serves: the route table.
     async fn serving(&self) -> Result<Vec<Function>, Error>;

@@ -14,6 +14,8 @@ use crate::client::Client;
 use crate::platform::{Form, Platform, Program, free_ports, program, until};
 use crate::two_processes::Database;
 
+mod builds;
+
 /// How long a node may take until it is linked, or gone.
 const PATIENCE: Duration = Duration::from_secs(60);
 

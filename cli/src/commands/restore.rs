@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::Context as _;
 use gateway::JwtArgs;
 use store::artifacts::Artifacts;
 use store::backup::{Backup, Progress};
@@ -51,9 +50,7 @@ pub(crate) async fn run(mut args: Args) -> anyhow::Result<()> {
     check_secret(&args.jwt, &backup)?;
 
     let _held = gateway::hold(&args.kept.data_dir)?;
-    let functions = args.kept.functions();
-    let artifacts = Artifacts::open(functions.clone())
-        .with_context(|| format!("cannot write {}: set FUNCTIONS_DIR", functions.display()))?;
+    let artifacts = Artifacts::connect(&args.kept.artifacts, args.kept.functions()).await?;
     let (place, far) = (args.kept.place(), Progress::default());
     let restoring = backup.restore(&place, &artifacts, args.replace, &far);
     progress::shown(|| so_far("restoring", &far), restoring).await?;

@@ -51,6 +51,12 @@ impl Failure {
         Self::caused(Code::Internal, "the platform could not write the archive to its disk", cause)
     }
 
+    /// The artifact store did not take an archive.
+    pub(crate) fn artifacts(cause: std::io::Error) -> Self {
+        let sentence = "the artifact store does not take the archive now: try again in a moment";
+        Self::caused(Code::StoreUnavailable, sentence, cause)
+    }
+
     /// The same failure with a build's log in its answer.
     pub(crate) fn with_log(mut self, log: String) -> Self {
         self.public.log = Some(log);

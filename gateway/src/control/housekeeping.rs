@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use common::error::Chain;
 
-use super::{State, health};
+use super::{State, health, sweep};
 
 /// The pause between two purges of what has expired.
 const PURGE_PAUSE: Duration = Duration::from_secs(60 * 60);
@@ -15,6 +15,9 @@ const RELOAD_PAUSE: Duration = Duration::from_secs(5);
 
 /// How often the store is asked whether it is there.
 const WATCH_PAUSE: Duration = Duration::from_secs(5);
+
+/// How often the artifact store is.
+const ARTIFACTS_PAUSE: Duration = Duration::from_secs(30);
 
 /// Once, before the first request: versions that a crash left in `building` have failed.
 pub(crate) async fn recover(state: &State) -> Result<(), store::Error> {
@@ -32,7 +35,9 @@ pub(crate) async fn run(state: Arc<State>) {
         purge_fleet(&state),
         purge_history(&state),
         catch_up(&state),
-        watch_store(&state)
+        watch_store(&state),
+        watch_artifacts(&state),
+        sweep::run(&state)
     );
 }
 
@@ -51,12 +56,14 @@ async fn purge_tokens(state: &State) {
     }
 }
 
-/// Deletes join tokens and nodes that nobody needs to know of any more.
+/// Deletes join tokens, nodes and claims that nobody needs to know of any more.
 async fn purge_fleet(state: &State) {
     loop {
-        match state.store.purge_fleet().await {
+        let purged =
+            async { Ok::<_, store::Error>(state.store.purge_fleet().await? + state.store.purge_claims().await?) };
+        match purged.await {
             Ok(0) => {}
-            Ok(purged) => tracing::debug!(purged, "old join tokens and removed nodes are deleted"),
+            Ok(purged) => tracing::debug!(purged, "old join tokens, removed nodes and dead claims are deleted"),
             Err(error) => tracing::warn!(%error, "old join tokens could not be deleted: trying again later"),
         }
         tokio::select! {
@@ -111,6 +118,17 @@ async fn watch_store(state: &State) {
         state.metrics.store(health::store_answers(state).await);
         tokio::select! {
             () = tokio::time::sleep(WATCH_PAUSE) => {}
+            () = state.stop.cancelled() => return,
+        }
+    }
+}
+
+/// The same of the artifact store.
+async fn watch_artifacts(state: &State) {
+    loop {
+        state.metrics.artifacts(health::artifacts_answer(state).await);
+        tokio::select! {
+            () = tokio::time::sleep(ARTIFACTS_PAUSE) => {}
             () = state.stop.cancelled() => return,
         }
     }

@@ -5,15 +5,18 @@ use std::time::Duration;
 use common::error::Code;
 use http::StatusCode;
 use prometheus::{HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Opts, Registry};
+use store::artifacts::Artifact;
 
 /// The route of a request that no route takes.
 const NO_ROUTE: &str = "none";
 
-/// Requests and failures, and whether the store answers.
+/// Requests and failures, whether the stores answer, and what was swept away.
 pub(crate) struct Metrics {
     seconds: HistogramVec,
     failures: IntCounterVec,
     store_up: IntGauge,
+    artifacts_up: IntGauge,
+    artifacts_removed: IntCounterVec,
 }
 
 impl Metrics {
@@ -29,12 +32,24 @@ impl Metrics {
             &["code", "fault"],
         )?;
         let store_up = IntGauge::new("dartcloud_control_store_up", "1 while the store answers, 0 while it does not")?;
-        // A gateway does not start without one.
+        let artifacts_up =
+            IntGauge::new("dartcloud_control_artifacts_up", "1 while the artifact store answers, 0 while it does not")?;
+        let artifacts_removed = IntCounterVec::new(
+            Opts::new(
+                "dartcloud_control_artifacts_removed_total",
+                "Artifacts that no version needed any more, by kind",
+            ),
+            &["kind"],
+        )?;
+        // A gateway does not start without them.
         store_up.set(1);
+        artifacts_up.set(1);
+        registry.register(Box::new(artifacts_up.clone()))?;
+        registry.register(Box::new(artifacts_removed.clone()))?;
         registry.register(Box::new(store_up.clone()))?;
         registry.register(Box::new(seconds.clone()))?;
         registry.register(Box::new(failures.clone()))?;
-        Ok(Self { seconds, failures, store_up })
+        Ok(Self { seconds, failures, store_up, artifacts_up, artifacts_removed })
     }
 
     /// An answer began. `route` is the route's pattern, never the path that was asked for.
@@ -46,6 +61,25 @@ impl Metrics {
     /// The store answered, or did not.
     pub(crate) fn store(&self, answers: bool) {
         self.store_up.set(answers.into());
+    }
+
+    /// The artifact store answered, or did not.
+    pub(crate) fn artifacts(&self, answers: bool) {
+        self.artifacts_up.set(answers.into());
+    }
+
+    /// Whether the artifact store answered when it was asked last.
+    pub(crate) fn artifacts_answer(&self) -> bool {
+        self.artifacts_up.get() == 1
+    }
+
+    /// An artifact is gone.
+    pub(crate) fn artifact_removed(&self, artifact: Artifact) {
+        let kind = match artifact {
+            Artifact::Archive(_) => "archive",
+            Artifact::Build(_) => "build",
+        };
+        self.artifacts_removed.with_label_values(&[kind]).inc();
     }
 
     /// An answer was a failure.

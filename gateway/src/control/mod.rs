@@ -24,6 +24,7 @@ use crate::fleet::enrolment::Enrolment;
 pub(crate) mod auth;
 mod build_log;
 mod caller;
+mod claims;
 pub(crate) mod config;
 mod deletion;
 mod deploy;
@@ -42,6 +43,7 @@ mod release;
 mod request;
 mod shares;
 mod sse;
+mod sweep;
 #[cfg(test)]
 mod tests;
 mod tokens;
@@ -50,6 +52,7 @@ mod upload;
 pub(crate) use release::STOP_GRACE;
 pub(crate) use upload::edge_limit as upload_limit;
 
+use claims::Claims;
 use config::ControlArgs;
 use deletion::Deletions;
 use deploy::Deploys;
@@ -90,6 +93,7 @@ pub(crate) struct State {
     stop: CancellationToken,
     args: ControlArgs,
     passwords: Passwords,
+    claims: Claims,
     deploys: Deploys,
     deletions: Deletions,
     followers: Followers,
@@ -119,6 +123,7 @@ impl State {
         Ok(Arc::new(Self {
             passwords: Passwords::start(args.password_threads.get(), registry)?,
             deploys: Deploys::new(args.deploy_concurrency.get(), registry)?,
+            claims: Claims::new(Arc::clone(&store)),
             deletions: Deletions::new(),
             followers: Followers::new(registry)?,
             log_reads: Semaphore::new(MAX_LOG_READS),

@@ -12,6 +12,7 @@ use common::protocol::BuildEvent;
 use futures_util::{Stream, StreamExt as _};
 use serde::Serialize;
 use store::artifacts::{Artifact, Incoming};
+use store::claims::Claim;
 use store::{Function, NewDeployment, PendingDeployment};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
@@ -89,21 +90,13 @@ impl Release {
     async fn take_turn(self, follower: mpsc::Sender<String>) -> Result<Released, Failure> {
         let Self { state, owner, name, plan, archive, base, place, deadline, .. } = self;
         let clock = Clock { state: &state, deadline };
-        let waited = || Failure::new(Code::Busy, "other deploys took all of this one's time: try again");
         // First the function's own turn: who waits for another version of the same function takes no builder's place.
         let _turn = clock.limit(place.turn(), waited).await?;
-        let _builder = clock.limit(state.deploys.building.acquire(), waited).await?;
-
-        let previous = state.store.function(owner, name.as_str()).await?.and_then(|function| function.active);
-        let digest = archive.digest();
-        archive.keep(Artifact::Archive(digest)).await.map_err(Failure::disk)?;
-        let pending = state.store.create_deployment(new_deployment(owner, name, digest, &plan)).await?;
+        // Then the archive's: who comes second, at any gateway, finds the build there.
+        let claimed = clock.limit(state.claims.wait(Claim::Archive(archive.digest())), waited).await??;
+        let made = claimed.during(make(&state, &clock, (owner, name, &plan), archive, follower)).await?;
+        let Made { previous, pending, mut log, built } = made;
         let deployment = pending.spec.deployment;
-        let mut log = BuildLog::new(Arc::clone(&state.store), deployment, follower);
-        for message in &plan.messages {
-            log.deploy(message).await;
-        }
-        let built = build(&state, &clock, &pending, &mut log).await;
         // So that nobody meets a cold version who had a warm one before. It stays warm until the routes have it.
         let _warming = if built.is_ok() { state.fleet.warm_up(&pending.spec).await } else { None };
         let activated = match built {
@@ -118,15 +111,46 @@ impl Release {
         reload_routes(&state).await?;
         let serving = function.active.as_ref().map(|active| active.spec.deployment);
         // Another gateway may have activated a later version meanwhile; then ours is the one that nobody needs.
-        let unwanted: Vec<_> = previous
-            .map(|active| active.spec.deployment)
-            .into_iter()
-            .chain([deployment])
-            .filter(|id| Some(*id) != serving)
-            .collect();
+        let unwanted: Vec<_> = previous.into_iter().chain([deployment]).filter(|id| Some(*id) != serving).collect();
         state.fleet.retire(&unwanted);
         Ok(released(function, pending, built, &base, plan.messages))
     }
+}
+
+/// A version that has a row, and a build if that went well.
+struct Made {
+    /// The version that served before.
+    previous: Option<DeploymentId>,
+    pending: PendingDeployment,
+    log: BuildLog,
+    built: Result<Built, Failure>,
+}
+
+/// Keeps the archive, gives the version its row, and has it built. From its row on a sweep knows the archive; until then
+/// the claim keeps it.
+async fn make(
+    state: &State,
+    clock: &Clock<'_>,
+    (owner, name, plan): (UserId, FunctionName, &Plan),
+    archive: Incoming,
+    follower: mpsc::Sender<String>,
+) -> Result<Made, Failure> {
+    let _builder = clock.limit(state.deploys.building.acquire(), waited).await?;
+    let previous = state.store.function(owner, name.as_str()).await?.and_then(|function| function.active);
+    let digest = archive.digest();
+    archive.keep(Artifact::Archive(digest)).await.map_err(Failure::artifacts)?;
+    let pending = state.store.create_deployment(new_deployment(owner, name, digest, plan)).await?;
+    let mut log = BuildLog::new(Arc::clone(&state.store), pending.spec.deployment, follower);
+    for message in &plan.messages {
+        log.deploy(message).await;
+    }
+    let built = build(state, clock, &pending, &mut log).await;
+    Ok(Made { previous: previous.map(|active| active.spec.deployment), pending, log, built })
+}
+
+/// A deploy's time went by before its turn came.
+fn waited() -> Failure {
+    Failure::new(Code::Busy, "other deploys took all of this one's time: try again")
 }
 
 fn new_deployment(owner: UserId, name: FunctionName, archive: Digest, plan: &Plan) -> NewDeployment {

@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use common::digest::{Digest, Hasher};
+use common::error::Chain;
 use common::function::DeploymentSpec;
 use common::ids::DeploymentId;
 use common::invocation::Record;
@@ -32,6 +33,7 @@ use tokio_util::task::TaskTracker;
 
 use super::Dialer;
 use super::dial::DialError;
+use crate::build::packed;
 
 /// Most calls under way; others wait their turn.
 const MAX_CALLS: usize = 8;
@@ -74,12 +76,22 @@ pub(crate) enum CallError {
     /// The file is not what its digest says.
     #[error("the gateway sent a file that is not {0}")]
     Digest(Digest),
+    /// The build is cut or changed.
+    #[error("the gateway sent a build that is not whole")]
+    Damaged,
     /// The file is larger than it may be.
     #[error("the gateway sent more than {0} bytes")]
     TooLarge(u64),
     /// The file on this machine cannot be read or written.
     #[error("a file on this node cannot be read or written")]
     File(#[source] io::Error),
+}
+
+impl CallError {
+    /// Whether the file may come whole the next time.
+    fn is_of_transfer(&self) -> bool {
+        matches!(self, Self::Broken(_) | Self::Digest(_) | Self::Damaged)
+    }
 }
 
 type CallBody = UnsyncBoxBody<Bytes, io::Error>;
@@ -143,16 +155,27 @@ impl Calls {
         .await
     }
 
-    /// Fetches an archive into `into`; false when there is none. Its digest is checked.
+    /// Fetches an archive into `into`; false when there is none. Its digest is checked; one that comes damaged is fetched
+    /// once more.
     pub(crate) async fn fetch_archive(&self, digest: Digest, into: &Path, max_bytes: u64) -> Result<bool, CallError> {
-        let fetched = within(TRANSFER_DEADLINE, self.fetch(&calls::archive(digest), None, into, max_bytes)).await?;
-        match fetched {
-            Some(got) if got != digest => Err(CallError::Digest(digest)),
-            fetched => Ok(fetched.is_some()),
+        let fetch = async || {
+            let path = calls::archive(digest);
+            match within(TRANSFER_DEADLINE, self.fetch(&path, None, into, max_bytes)).await? {
+                Some(got) if got != digest => Err(CallError::Digest(digest)),
+                fetched => Ok(fetched.is_some()),
+            }
+        };
+        match fetch().await {
+            Err(error) if error.is_of_transfer() => {
+                tracing::warn!(error = %Chain(&error), %digest, "an archive is fetched once more");
+                fetch().await
+            }
+            fetched => fetched,
         }
     }
 
-    /// Fetches a packed build of a deployment into `into`; false when there is none.
+    /// Fetches a packed build of a deployment into `into`; false when there is none. It is checked by its stamp; one that
+    /// comes damaged is fetched once more.
     pub(crate) async fn fetch_build(
         &self,
         of: DeploymentId,
@@ -160,9 +183,26 @@ impl Calls {
         into: &Path,
         max_bytes: u64,
     ) -> Result<bool, CallError> {
-        let path = calls::build(digest);
-        let fetched = within(TRANSFER_DEADLINE, self.fetch(&path, Some(of), into, max_bytes)).await?;
-        Ok(fetched.is_some())
+        let fetch = async || {
+            let path = calls::build(digest);
+            let fetched = within(TRANSFER_DEADLINE, self.fetch(&path, Some(of), into, max_bytes)).await?;
+            if fetched.is_some() {
+                let file = into.to_owned();
+                let checked = tokio::task::spawn_blocking(move || packed::open(&file).map(drop)).await;
+                checked.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(|error| match error.kind() {
+                    io::ErrorKind::InvalidData => CallError::Damaged,
+                    _ => CallError::File(error),
+                })?;
+            }
+            Ok(fetched.is_some())
+        };
+        match fetch().await {
+            Err(error) if CallError::is_of_transfer(&error) => {
+                tracing::warn!(error = %Chain(&error), %digest, "a build is fetched once more");
+                fetch().await
+            }
+            fetched => fetched,
+        }
     }
 
     /// What the gateway's clock says.

@@ -13,7 +13,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use prometheus::Registry;
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::timeout;
@@ -318,4 +318,43 @@ async fn a_call_without_a_gateway_fails() {
     let directory = tempfile::tempdir().unwrap();
     let calls = Calls::new(Dialer { way: Way::Unix(directory.path().join("none")), node: NodeId::new() });
     assert!(matches!(calls.deployment(DeploymentId::new()).await, Err(CallError::Dial(_))));
+}
+
+/// Fetches a build from a gateway that gives one of these answers after the other.
+async fn check_fetch(answers: &[&[u8]], expected: Result<bool, &str>) {
+    let gateway = Gateway::new();
+    let calls = Calls::new(gateway.dialer());
+    let answers: Vec<_> = answers.iter().map(|answer| answer.to_vec()).collect();
+    let serving = tokio::spawn(async move {
+        for answer in answers {
+            let mut stream = gateway.listener.accept().await.unwrap().0;
+            read_hello(&mut stream).await;
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(stream.read_u8().await.unwrap());
+            }
+            let length = if answer == CUT { 1000 } else { answer.len() };
+            let begin = format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n");
+            stream.write_all(begin.as_bytes()).await.unwrap();
+            stream.write_all(&answer).await.unwrap();
+        }
+    });
+    let directory = tempfile::tempdir().unwrap();
+    let fetched = calls.fetch_build(DeploymentId::new(), Digest::of(b"b"), &directory.path().join("file"), 1000).await;
+    assert_eq!(fetched.map_err(|error| error.to_string()), expected.map_err(str::to_owned));
+    timeout(DEADLINE, serving).await.unwrap().unwrap();
+}
+
+/// A build of which the rest never comes.
+const CUT: &[u8] = b"the beginning";
+
+#[tokio::test]
+async fn a_build_that_comes_damaged_is_fetched_once_more() {
+    let whole = [b"build".as_slice(), Digest::of(b"build").bytes()].concat();
+    let changed = [b"BUILD".as_slice(), Digest::of(b"build").bytes()].concat();
+    check_fetch(&[&whole], Ok(true)).await;
+    check_fetch(&[CUT, &whole], Ok(true)).await;
+    check_fetch(&[&changed, &whole], Ok(true)).await;
+    check_fetch(&[&changed, &changed], Err("the gateway sent a build that is not whole")).await;
+    check_fetch(&[&changed, CUT], Err("a call to the gateway broke off")).await;
 }

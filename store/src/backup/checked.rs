@@ -120,7 +120,7 @@ impl Backup {
         while let Some((entry, _)) = reader.next().await? {
             let Entry::Artifact(artifact) = entry else { continue };
             let failed = || BackupError::writing(Path::new(&Entry::Artifact(artifact).path()));
-            if artifacts.has(artifact).await {
+            if artifacts.has(artifact).await.map_err(failed())? {
                 continue;
             }
             let mut incoming = artifacts.begin().await.map_err(failed())?;

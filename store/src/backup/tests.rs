@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use chrono::Utc;
 use common::ids::NodeId;
 use common::invocation::Outcome;
+use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 use sqlx::AssertSqlSafe;
 use tempfile::TempDir;
 
-use super::tables::Kind;
+use super::tables::{Kind, PASSING};
 use super::*;
 use crate::fleet::{Authority, CertificateFacts, Joining, NewNode};
 use crate::tests::bench::{Bench, Place as Rooms, close, record};
@@ -141,7 +142,9 @@ async fn every_table_is_backed_up(bench: &Bench) {
             WHERE t.type = 'table' AND t.name NOT LIKE 'sqlite_%' AND t.name <> '_sqlx_migrations'";
         sqlx::query_scalar(sql).fetch_all(&mut bench.file().await).await.unwrap()
     };
-    assert_eq!(known, found.into_iter().collect(), "name in backup/tables.rs what a migration adds");
+    let passes = |column: &String| PASSING.iter().any(|table| column.split('.').next() == Some(table));
+    let found = found.into_iter().filter(|column| !passes(column)).collect();
+    assert_eq!(known, found, "name in backup/tables.rs what a migration adds");
     assert_eq!(crate::sqlite::schema(), crate::postgres::schema(), "a migration is there for one database only");
 }
 
@@ -165,9 +168,9 @@ async fn everything_comes_back(bench: &Bench) {
         assert_eq!(restore(&shelf.file(), &other, &rooms, false).await.unwrap(), summary);
         assert_eq!(everything(&place(&rooms)).await, before);
         for artifact in kept {
-            assert!(other.artifacts.has(artifact).await);
+            assert!(other.artifacts.has(artifact).await.unwrap());
         }
-        assert_eq!(other.artifacts.list().await.unwrap().len(), 2);
+        assert_eq!(other.artifacts.list().count().await, 2);
         // Once more, over it.
         assert!(matches!(restore(&shelf.file(), &other, &rooms, false).await, Err(BackupError::NotEmpty)));
         restore(&shelf.file(), &other, &rooms, true).await.unwrap();

@@ -13,12 +13,14 @@ use common::labels::Labels;
 use sqlx::PgPool;
 use sqlx::postgres::PgConnectOptions;
 
+use crate::claims::{Claim, Holder, Source};
 use crate::fleet::{Authority, CertificateFacts, Duty, Joining, NewNode, Node};
 use crate::{
     Error, Function, LogLine, NewDeployment, NewUser, PendingDeployment, RecordPage, RecordQuery, RecordSink,
     RecordedCall, RefreshToken, Rotation, Store, StoreArgs, User,
 };
 
+mod claims;
 mod deployments;
 mod fleet;
 mod functions;
@@ -148,6 +150,26 @@ impl Store for Postgres {
 
     async fn append_log(&self, deployment: DeploymentId, lines: &[LogLine]) -> Result<(), Error> {
         within(DEADLINE, logs::append(&self.main, deployment, lines)).await
+    }
+
+    async fn claim(&self, what: Claim, holder: Holder, seconds: u32) -> Result<bool, Error> {
+        within(DEADLINE, claims::claim(&self.main, what, holder, seconds)).await
+    }
+
+    async fn give_up(&self, what: Claim, holder: Holder) -> Result<(), Error> {
+        within(DEADLINE, claims::give_up(&self.main, what, holder)).await
+    }
+
+    async fn sources(&self, after: Option<DeploymentId>, limit: u32) -> Result<Vec<Source>, Error> {
+        within(DEADLINE, claims::sources(&self.main, after, limit)).await
+    }
+
+    async fn is_wanted(&self, archive: Digest) -> Result<bool, Error> {
+        within(DEADLINE, claims::is_wanted(&self.main, archive)).await
+    }
+
+    async fn purge_claims(&self) -> Result<u64, Error> {
+        within(DEADLINE, claims::purge(&self.main)).await
     }
 
     async fn serving(&self) -> Result<Vec<Function>, Error> {

@@ -14,12 +14,14 @@ use sqlx::migrate::Migrator;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{ConnectOptions as _, Connection as _, SqliteConnection, SqlitePool, SqliteTransaction};
 
+use crate::claims::{Claim, Holder, Source};
 use crate::fleet::{Authority, CertificateFacts, Duty, Joining, NewNode, Node};
 use crate::{
     Error, Function, LogLine, NewDeployment, NewUser, PendingDeployment, RecordPage, RecordQuery, RecordSink,
     RecordedCall, RefreshToken, Rotation, Store, StoreArgs, User,
 };
 
+mod claims;
 mod deployments;
 mod fleet;
 mod functions;
@@ -184,6 +186,26 @@ impl Store for Sqlite {
 
     async fn append_log(&self, deployment: DeploymentId, lines: &[LogLine]) -> Result<(), Error> {
         logs::append(&self.writer, deployment, lines).await
+    }
+
+    async fn claim(&self, what: Claim, holder: Holder, seconds: u32) -> Result<bool, Error> {
+        claims::claim(&self.writer, what, holder, seconds).await
+    }
+
+    async fn give_up(&self, what: Claim, holder: Holder) -> Result<(), Error> {
+        claims::give_up(&self.writer, what, holder).await
+    }
+
+    async fn sources(&self, after: Option<DeploymentId>, limit: u32) -> Result<Vec<Source>, Error> {
+        claims::sources(&self.readers, after, limit).await
+    }
+
+    async fn is_wanted(&self, archive: Digest) -> Result<bool, Error> {
+        claims::is_wanted(&self.writer, archive).await
+    }
+
+    async fn purge_claims(&self) -> Result<u64, Error> {
+        claims::purge(&self.writer).await
     }
 
     async fn serving(&self) -> Result<Vec<Function>, Error> {

@@ -2,6 +2,7 @@
 
 mod artifacts;
 pub(crate) mod bench;
+mod claims;
 mod deployments;
 mod fleet;
 mod functions;

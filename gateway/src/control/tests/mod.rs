@@ -1,6 +1,7 @@
 //! The routes, called as the edge calls them, on a real store in a directory of their own.
 
 mod accounts;
+mod artifacts;
 mod deploys;
 mod functions;
 mod node;
@@ -205,7 +206,10 @@ async fn what_no_route_takes() {
 async fn health_without_a_node() {
     let api = Api::start().await;
     let answer = api.check(get("/api/health", ""), 200, "").await.json();
-    assert_eq!(answer, serde_json::json!({"status": "degraded", "parts": {"store": "ok", "node": "none"}}));
+    assert_eq!(
+        answer,
+        serde_json::json!({"status": "degraded", "parts": {"store": "ok", "artifacts": "ok", "node": "none"}})
+    );
     api.check(get("/api/health/live", ""), 200, "live").await;
     api.check(get("/api/health/ready", ""), 200, "ready").await;
     api.state.stop.cancel();

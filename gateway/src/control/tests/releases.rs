@@ -142,8 +142,10 @@ async fn deploys_of_one_function_take_turns() {
     })
     .await;
     api.check(one(&token, "a"), 409, "conflict").await;
-    // Another function's deploy does not wait for these.
-    let other = tokio::spawn(api.router.clone().oneshot(one(&token, "b")));
+    // Another function's deploy does not wait for these, unless it is of the same archive.
+    let of_another = archive(&[("main.py", "print('another')")]);
+    let other = upload(&token, form(&[("name", b"b"), ("archive", &of_another)]));
+    let other = tokio::spawn(api.router.clone().oneshot(other));
     until("two builds are ordered", || node.orders().len() == 2).await;
     node.go_on();
     assert_eq!(other.await.unwrap().unwrap().status(), 201);
