@@ -43,8 +43,13 @@ pub(crate) struct Arguments {
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=10_080))]
     minutes: u32,
     /// The share of the peak.
-    #[arg(long, default_value_t = 0.7)]
+    #[arg(long, default_value_t = 0.7, value_parser = share)]
     share: f64,
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    let share: f64 = text.parse().map_err(|_| "a number".to_owned())?;
+    if share > 0.0 && share <= 1.0 { Ok(share) } else { Err("more than 0 and at most 1".to_owned()) }
 }
 
 /// One kind of call, and its connections.
@@ -201,10 +206,13 @@ fn line(number: u32, minute: &Minute) -> String {
     format!("{number:4} min: {:.0} calls/s; {times}; gateway {gateway}; agent {agent}{failed}", minute.per_second)
 }
 
-/// How the last quarter of the minutes compares with the first, once all has settled.
+/// How the last quarter of the minutes compares with the first, once all has settled; nothing if there are too few.
 fn growth(minutes: &[Minute]) -> Vec<(String, f64)> {
     let settled = minutes.get(SETTLES..).unwrap_or_default();
-    let quarter = settled.len().div_ceil(4);
+    let quarter = settled.len() / 4;
+    if quarter == 0 {
+        return Vec::new();
+    }
     let (first, last) = (&settled[..quarter], &settled[settled.len() - quarter..]);
     type Of = fn(&Minute) -> f64;
     let measures: [(&str, Of); 6] = [
@@ -244,6 +252,12 @@ fn records(platform: &Platform, answered: usize) -> Result<(usize, usize)> {
 }
 
 fn summary(outcome: &Outcome) -> String {
+    if outcome.growth.is_empty() {
+        return format!(
+            "{} answered, {} failed, {} records; too short to say what grows",
+            outcome.answered, outcome.failed, outcome.records
+        );
+    }
     let all: Vec<String> = outcome.growth.iter().map(|(name, ratio)| format!("{name} {ratio:.3}×")).collect();
     format!(
         "{} answered, {} failed, {} records, {} of them of a success\nlast quarter over the first: {}\n{}",

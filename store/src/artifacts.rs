@@ -138,12 +138,12 @@ impl Artifacts {
     /// The store that the settings name, to read from it beside the process that owns it.
     ///
     /// # Errors
-    /// A setting is wrong, or a bucket's service does not answer.
-    pub async fn beside(args: &ArtifactArgs, default: PathBuf) -> Result<Self, StartError> {
+    /// A setting is wrong.
+    pub fn beside(args: &ArtifactArgs, default: PathBuf) -> Result<Self, StartError> {
         let shelf = match args.location()? {
             Location::Default => Shelf::Directory(Directory::at(default.clone())),
             Location::Directory(root) => Shelf::Directory(Directory::at(root)),
-            Location::Bucket { client, prefix } => Shelf::Bucket(Bucket::open(Arc::new(*client), prefix).await?),
+            Location::Bucket { client, prefix } => Shelf::Bucket(Bucket::at(Arc::new(*client), prefix)),
         };
         Ok(Self { incoming: default.join(INCOMING), shelf })
     }

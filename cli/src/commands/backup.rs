@@ -20,7 +20,7 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let far = Progress::default();
     // The gateway may run, and the directory is its own.
-    let artifacts = Artifacts::beside(&args.kept.artifacts, args.kept.functions()).await?;
+    let artifacts = Artifacts::beside(&args.kept.artifacts, args.kept.functions())?;
     let place = args.kept.place();
     let writing = backup::write(&place, &artifacts, &args.file, &far);
     let summary = progress::shown(|| so_far("backing up", &far), writing).await?;

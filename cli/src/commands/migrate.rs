@@ -55,8 +55,8 @@ impl FromStr for Database {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text.split_once(':') {
-            Some(("sqlite", directory)) if !directory.is_empty() => {
-                Ok(Self::Sqlite(PathBuf::from(directory.trim_start_matches("//"))))
+            Some(("sqlite", rest)) if !matches!(rest, "" | "//") => {
+                Ok(Self::Sqlite(PathBuf::from(rest.strip_prefix("//").unwrap_or(rest))))
             }
             Some(("postgres" | "postgresql", _)) => Ok(Self::Postgres(text.to_owned())),
             _ => Err("write sqlite:DIRECTORY or postgres://user@host/database"),

@@ -27,6 +27,7 @@ pub(crate) struct Claimed<'a> {
     claims: &'a Claims,
     what: Claim,
     holder: Holder,
+    given_up: bool,
 }
 
 impl Claims {
@@ -38,7 +39,7 @@ impl Claims {
     pub(crate) async fn take(&self, what: Claim) -> Result<Option<Claimed<'_>>, store::Error> {
         let holder = Holder::new();
         let is_ours = self.store.claim(what, holder, CLAIM_SECONDS).await?;
-        Ok(is_ours.then_some(Claimed { claims: self, what, holder }))
+        Ok(is_ours.then_some(Claimed { claims: self, what, holder, given_up: false }))
     }
 
     /// Claims `what`, once nobody else holds it. The caller has a deadline.
@@ -60,14 +61,13 @@ impl Claims {
 
 impl Claimed<'_> {
     /// Does `work` while the claim is held, and gives it up.
-    pub(crate) async fn during<T>(self, work: impl Future<Output = T>) -> T {
+    pub(crate) async fn during<T>(mut self, work: impl Future<Output = T>) -> T {
         let done = tokio::select! {
             done = work => done,
             never = self.renew() => match never {},
         };
-        if let Err(error) = self.claims.store.give_up(self.what, self.holder).await {
-            tracing::warn!(%error, claim = ?self.what, "a claim ends later than it could");
-        }
+        give_up(&*self.claims.store, self.what, self.holder).await;
+        self.given_up = true;
         self.claims.given_up.notify_waiters();
         done
     }
@@ -83,5 +83,21 @@ impl Claimed<'_> {
                 Err(error) => tracing::warn!(%error, claim = ?self.what, "a claim could not be renewed"),
             }
         }
+    }
+}
+
+impl Drop for Claimed<'_> {
+    /// Whoever held it was cut off: the next one does not have to wait for its end.
+    fn drop(&mut self) {
+        if let (false, Ok(runtime)) = (self.given_up, tokio::runtime::Handle::try_current()) {
+            let (store, what, holder) = (Arc::clone(&self.claims.store), self.what, self.holder);
+            runtime.spawn(async move { give_up(&*store, what, holder).await });
+        }
+    }
+}
+
+async fn give_up(store: &dyn Store, what: Claim, holder: Holder) {
+    if let Err(error) = store.give_up(what, holder).await {
+        tracing::warn!(%error, claim = ?what, "a claim ends later than it could");
     }
 }

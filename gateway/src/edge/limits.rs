@@ -12,7 +12,7 @@ use governor::clock::{Clock as _, DefaultClock};
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 
 use super::placement::Seat;
-use super::shared_limits::SharedLimits;
+use super::shared_limits::{SharedLimits, Slot};
 
 /// Rates.
 #[derive(Clone, Copy, Debug, clap::Args)]
@@ -175,9 +175,16 @@ pub(crate) struct Admission(AtomicU32);
 pub(crate) struct Permit {
     admission: Arc<Admission>,
     seat: Option<Seat>,
+    /// Its place among the calls of all gateways, where they are counted together.
+    slot: Option<Slot>,
 }
 
 impl Permit {
+    /// Holds the slot, too.
+    pub(crate) fn fill(&mut self, slot: Option<Slot>) {
+        self.slot = slot;
+    }
+
     /// Holds the seat, too.
     pub(crate) fn sit(&mut self, seat: Option<Seat>) {
         self.seat = seat;
@@ -187,19 +194,14 @@ impl Permit {
 impl Admission {
     /// Whether `limit` permits are out. A moment later it may be otherwise.
     pub(crate) fn is_full(&self, limit: u32) -> bool {
-        self.calls() >= limit
-    }
-
-    /// Permits that are out.
-    pub(crate) fn calls(&self) -> u32 {
-        self.0.load(Ordering::Acquire)
+        self.0.load(Ordering::Acquire) >= limit
     }
 
     /// A permit, unless `limit` are out.
     pub(crate) fn admit(self: &Arc<Self>, limit: u32) -> Option<Permit> {
         // One addition and, seldom, one subtraction: cheaper between threads than a loop of comparisons.
         if self.0.fetch_add(1, Ordering::AcqRel) < limit {
-            return Some(Permit { admission: self.clone(), seat: None });
+            return Some(Permit { admission: self.clone(), seat: None, slot: None });
         }
         self.0.fetch_sub(1, Ordering::AcqRel);
         None

@@ -301,12 +301,12 @@ impl Edge {
             // sends slowly holds nothing that others need.
             None => Either::Right(Full::new(self.room.gather(body).await?)),
         };
-        let mut permit = route.admission.admit(limit).ok_or_else(busy)?;
-        if let Some(shared) = &self.limits.shared {
-            if !shared.hold(&route, &permit).await {
-                return Err(busy());
-            }
-        }
+        let (slot, limit_here) = match &self.limits.shared {
+            None => (None, limit),
+            Some(shared) => shared.hold(&route).await.ok_or_else(busy)?,
+        };
+        let mut permit = route.admission.admit(limit_here).ok_or_else(busy)?;
+        permit.fill(slot);
         let placed = match &once {
             None => self.fleet.placed(&route.spec).await,
             Some(key) => self.fleet.home(key, route.spec.deployment).await,

@@ -16,7 +16,7 @@ use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 
-use super::limits::{Admission, Client, LimitArgs, Limits, Permit, login_limited, neighbourhood, rate_limited};
+use super::limits::{Client, LimitArgs, Limits, login_limited, neighbourhood, rate_limited};
 use super::routes::Route;
 
 mod ledger;
@@ -27,6 +27,7 @@ mod tests;
 
 use ledger::{Ledger, LedgerError};
 use rations::Rations;
+pub(crate) use slots::Slot;
 use slots::{GIVES_BACK, Slots};
 
 /// How often a gateway says that it is there, and looks whether the ledger is.
@@ -170,27 +171,35 @@ impl SharedLimits {
     async fn take(self: &Arc<Self>, client: Client, of: fn(&Self) -> &Rations) -> Option<Result<(), Duration>> {
         let (shared, client) = (Arc::clone(self), neighbourhood(client, false));
         self.ask(async move {
-            let asked = || shared.metrics.rate_leases.inc();
-            of(&shared).take(client, &shared.ledger, asked).await
+            let may_ask = || shared.may_ask(&shared.metrics.rate_leases);
+            of(&shared).take(client, &shared.ledger, may_ask).await
         })
         .await
     }
 
-    /// Whether a call of `route`, which has its permit here, has its place among those of all gateways.
-    pub(crate) async fn hold(self: &Arc<Self>, route: &Route, _permit: &Permit) -> bool {
-        self.hold_slot(route.spec.function, &route.admission, route.spec.limits.concurrency).await
+    /// The slot of a call of `route` among those of all gateways, and how many calls this gateway may have under way;
+    /// `None` when all slots are taken. Without an answer there is no slot, and this gateway has its share.
+    pub(crate) async fn hold(self: &Arc<Self>, route: &Route) -> Option<(Option<Slot>, u32)> {
+        self.hold_of(route.spec.function, route.spec.limits.concurrency).await
     }
 
-    async fn hold_slot(self: &Arc<Self>, function: FunctionId, admission: &Arc<Admission>, limit: u32) -> bool {
-        let (shared, of_function) = (Arc::clone(self), Arc::clone(admission));
-        let held = self.ask(async move {
-            let asked = || shared.metrics.slot_leases.inc();
-            shared.slots.hold(function, &of_function, limit, &shared.ledger, asked).await
+    async fn hold_of(self: &Arc<Self>, function: FunctionId, limit: u32) -> Option<(Option<Slot>, u32)> {
+        let shared = Arc::clone(self);
+        let taken = self.ask(async move {
+            let may_ask = || shared.may_ask(&shared.metrics.slot_leases);
+            shared.slots.take(function, limit, &shared.ledger, may_ask).await
         });
-        match held.await {
-            Some(held) => held,
-            None => admission.calls() <= share(limit, self.gateways.load(Ordering::Relaxed)),
+        match taken.await {
+            Some(slot) => slot.map(|slot| (Some(slot), limit)),
+            None => Some((None, share(limit, self.gateways.load(Ordering::Relaxed)))),
         }
+    }
+
+    /// Whether the ledger may be asked still; a question is counted.
+    fn may_ask(&self, questions: &IntCounter) -> bool {
+        let answers = self.answers.load(Ordering::Relaxed);
+        questions.inc_by(answers.into());
+        answers
     }
 
     /// What the ledger's answer made of it; `None`, counted, when there is none.
@@ -219,6 +228,10 @@ impl SharedLimits {
     }
 
     fn lost(&self, error: &LedgerError) {
+        // Who was told not to ask knows nothing new.
+        if matches!(error, LedgerError::Away) {
+            return;
+        }
         if self.answers.swap(false, Ordering::Relaxed) {
             let gateways = self.gateways.load(Ordering::Relaxed);
             tracing::warn!(error = %Chain(error), gateways, "limits are this gateway's share until Redis answers");
@@ -228,23 +241,28 @@ impl SharedLimits {
 
     /// Says that this gateway is there, gives back what it does not need, and forgets who was silent, until `end`.
     pub(crate) async fn run(self: Arc<Self>, end: CancellationToken) {
-        let mut next = Instant::now();
-        while !end.is_cancelled() {
-            let now = Instant::now();
-            if now >= next {
-                next = now + PRESENT;
+        let present = async {
+            loop {
                 self.look().await;
+                let now = Instant::now();
                 self.clients.sweep(now);
                 self.logins.sweep(now);
                 self.share.load().limits.sweep();
+                tokio::time::sleep(PRESENT).await;
             }
-            if self.answers.load(Ordering::Relaxed) {
-                if let Err(error) = self.slots.give_back(&self.ledger).await {
-                    self.lost(&error);
+        };
+        // Beside it: whatever holds this up, others hear that we are there.
+        let give_back = async {
+            loop {
+                tokio::time::sleep(GIVES_BACK).await;
+                if self.answers.load(Ordering::Relaxed) {
+                    if let Err(error) = self.slots.give_back(&self.ledger).await {
+                        self.lost(&error);
+                    }
                 }
             }
-            tokio::select! { () = tokio::time::sleep(GIVES_BACK) => {}, () = end.cancelled() => {} }
-        }
+        };
+        tokio::select! { () = present => {}, () = give_back => {}, () = end.cancelled() => {} }
     }
 
     async fn look(&self) {

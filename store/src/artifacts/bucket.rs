@@ -32,9 +32,14 @@ pub(super) struct Bucket {
 }
 
 impl Bucket {
+    /// One that may not be there, nor be written.
+    pub(super) fn at(objects: Arc<dyn ObjectStore>, prefix: Path) -> Self {
+        Self { objects, prefix }
+    }
+
     /// Connects, and tries whether it may write.
     pub(super) async fn open(objects: Arc<dyn ObjectStore>, prefix: Path) -> Result<Self, StartError> {
-        let bucket = Self { objects, prefix };
+        let bucket = Self::at(objects, prefix);
         let probe = bucket.probe();
         match timeout(QUESTION_DEADLINE, bucket.objects.put(&probe, PutPayload::default())).await {
             Ok(Ok(_)) => Ok(bucket),
@@ -49,7 +54,9 @@ impl Bucket {
 
     /// Whether it answers.
     pub(super) async fn ping(&self) -> io::Result<()> {
-        self.question(self.objects.head(&self.probe())).await.map(|_| ())
+        // It was put there at the start; without it the bucket is another one, or gone.
+        let found = self.question(self.objects.head(&self.probe())).await?;
+        found.map(|_| ()).ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the bucket is gone, or was emptied"))
     }
 
     pub(super) async fn read(&self, artifact: Artifact) -> io::Result<Option<(Reader, u64)>> {
@@ -66,23 +73,26 @@ impl Bucket {
     /// Uploads a file, a part at a time.
     pub(super) async fn put(&self, artifact: Artifact, file: &File, len: u64) -> io::Result<()> {
         let path = self.path(artifact);
-        let uploaded = async {
-            let mut file = tokio::fs::File::open(file).await?;
-            if len <= PART_BYTES {
-                let part = next_part(&mut file).await?;
-                return self.objects.put(&path, part).await.map(|_| ()).map_err(other);
-            }
-            let mut upload = self.objects.put_multipart(&path).await.map_err(other)?;
-            let ended = parts(&mut *upload, &mut file, len).await;
-            if ended.is_err() {
-                // What is left of it has no name; the service forgets it by the bucket's own rules.
-                if let Err(error) = upload.abort().await {
+        let mut file = tokio::fs::File::open(file).await?;
+        if len <= PART_BYTES {
+            let part = next_part(&mut file).await?;
+            return timeout(UPLOAD_DEADLINE, self.objects.put(&path, part)).await?.map(|_| ()).map_err(other);
+        }
+        let begun = timeout(QUESTION_DEADLINE, self.objects.put_multipart(&path)).await?;
+        let mut upload = begun.map_err(other)?;
+        let ended =
+            timeout(UPLOAD_DEADLINE, parts(&mut *upload, &mut file, len)).await.unwrap_or_else(|late| Err(late.into()));
+        if ended.is_err() {
+            // What is left of it has no name; the service forgets it by the bucket's own rules.
+            match timeout(QUESTION_DEADLINE, upload.abort()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
                     tracing::warn!(error = %Chain(&error), "an upload that failed leaves its parts behind");
                 }
+                Err(_) => tracing::warn!("an upload that failed leaves its parts behind"),
             }
-            ended
-        };
-        timeout(UPLOAD_DEADLINE, uploaded).await?
+        }
+        ended
     }
 
     pub(super) async fn remove(&self, artifact: Artifact) -> io::Result<()> {

@@ -21,6 +21,10 @@ const BLOCK: usize = 512;
 
 /// How much is read at once, in bytes.
 const CHUNK: usize = 256 * 1024;
+/// What is inflated at once, in bytes as they are packed: what it may become is a thousand times as much.
+const PACKED: usize = 16 * 1024;
+/// Largest entry that is read as one text: a chunk of rows is far smaller.
+const MAX_TEXT_BYTES: usize = 256 * 1024 * 1024;
 
 /// A backup that is being written. Dropped before [`finish`](Writer::finish), it leaves nothing.
 pub(super) struct Writer {
@@ -162,7 +166,7 @@ impl<'f> Reader<'f> {
     pub(super) async fn new(file: &'f mut File) -> Result<Self, BackupError> {
         file.rewind().await.map_err(BackupError::reading("the backup"))?;
         let gzip = GzDecoder::new(Vec::new());
-        Ok(Self { file, gzip, ready: BytesMut::new(), chunk: vec![0; CHUNK], left: 0, padding: 0 })
+        Ok(Self { file, gzip, ready: BytesMut::new(), chunk: vec![0; PACKED], left: 0, padding: 0 })
     }
 
     /// The next entry and its length; `None` at the end. What was not read of the one before is passed over.
@@ -178,7 +182,8 @@ impl<'f> Reader<'f> {
         let (path, size) = path.and_then(|path| Ok((path, size?))).map_err(|_| BackupError::damaged("a header"))?;
         let entry = path.to_str().and_then(Entry::at).ok_or_else(|| BackupError::damaged("a name"))?;
         self.left = size;
-        self.padding = usize::try_from(size.next_multiple_of(BLOCK as u64) - size).unwrap_or_default();
+        let whole = size.checked_next_multiple_of(BLOCK as u64).ok_or_else(|| BackupError::damaged("a length"))?;
+        self.padding = usize::try_from(whole - size).unwrap_or_default();
         Ok(Some((entry, size)))
     }
 
@@ -200,6 +205,9 @@ impl<'f> Reader<'f> {
         let mut text = Vec::new();
         while let Some(bytes) = self.next_bytes().await? {
             text.extend_from_slice(&bytes);
+            if text.len() > MAX_TEXT_BYTES {
+                return Err(BackupError::damaged("a length"));
+            }
         }
         String::from_utf8(text).map_err(|_| BackupError::damaged("a text"))
     }

@@ -190,7 +190,7 @@ async fn what_is_listed_can_be_removed(shelf: Shelf) {
     assert!(!artifacts.has(archive).await.unwrap() && contents(&artifacts, archive).await.is_none());
     // Who reads beside its owner sees the same, and takes nothing away.
     let begun = artifacts.begin().await.unwrap();
-    let beside = Artifacts::beside(&shelf.args, shelf.root.path().join("functions")).await.unwrap();
+    let beside = Artifacts::beside(&shelf.args, shelf.root.path().join("functions")).unwrap();
     assert_eq!((listed(&beside).await, shelf.incoming()), (listed(&artifacts).await, 1));
     drop(begun);
     assert_eq!(listed(&artifacts).await, 1);

@@ -9,7 +9,7 @@ use redis::{Client, RedisError, Script};
 use uuid::Uuid;
 
 /// How long Redis may take to answer, and to be connected to: a call waits as long, once.
-const ANSWERS_WITHIN: Duration = Duration::from_millis(50);
+const ANSWERS_WITHIN: Duration = Duration::from_millis(100);
 const CONNECTS_WITHIN: Duration = Duration::from_millis(500);
 /// Longest pause before it is dialled again.
 const MAX_PAUSE: Duration = Duration::from_secs(1);
@@ -75,10 +75,16 @@ return redis.call('ZCARD', KEYS[1])
 /// The set of gateways.
 const GATEWAYS: &str = "dartcloud:gateways";
 
-/// Redis does not answer, or not what was asked.
+/// The ledger says nothing.
 #[derive(Debug, thiserror::Error)]
-#[error("Redis does not answer")]
-pub(crate) struct LedgerError(#[from] RedisError);
+pub(crate) enum LedgerError {
+    /// Redis does not answer, or not what was asked.
+    #[error("Redis does not answer")]
+    Silent(#[from] RedisError),
+    /// It did not a moment ago, so nobody asks.
+    #[error("Redis did not answer a moment ago")]
+    Away,
+}
 
 /// A rate, as Redis counts it.
 #[derive(Clone, Copy, Debug)]

@@ -35,9 +35,10 @@ struct Ration {
 #[derive(Clone, Copy, Debug)]
 struct Lot {
     left: u32,
-    /// Until when they count, or until when there are none.
+    /// Until when this holds.
     until: Instant,
-    refused: bool,
+    /// There are none before.
+    none_before: Option<Instant>,
 }
 
 /// What a look at a lot says.
@@ -54,8 +55,8 @@ impl Lot {
         if now >= self.until {
             return Look::Ask;
         }
-        if self.refused {
-            return Look::Refused(self.until - now);
+        if let Some(free) = self.none_before {
+            return Look::Refused(free - now);
         }
         if self.left == 0 {
             return Look::Ask;
@@ -67,8 +68,8 @@ impl Lot {
     /// What is known after the ledger answered; one permit is used at once.
     fn after(taken: Taken, now: Instant) -> Self {
         match taken {
-            Taken::Permits(permits) => Self { left: permits - 1, until: now + KEEPS, refused: false },
-            Taken::Wait(wait) => Self { left: 0, until: now + wait.min(REFUSED), refused: true },
+            Taken::Permits(permits) => Self { left: permits - 1, until: now + KEEPS, none_before: None },
+            Taken::Wait(wait) => Self { left: 0, until: now + wait.min(REFUSED), none_before: Some(now + wait) },
         }
     }
 }
@@ -82,12 +83,12 @@ impl Rations {
         Self { name, pace: Pace { interval_us, burst }, lease, clients: DashMap::new() }
     }
 
-    /// Uses a permit of `client`'s; `Err` says how long there is none. `asked` is told of each question.
+    /// Uses a permit of `client`'s; `Err` says how long there is none. `may_ask` counts a question, or forbids it.
     pub(super) async fn take(
         &self,
         client: Client,
         ledger: &Ledger,
-        asked: impl Fn(),
+        may_ask: impl Fn() -> bool,
     ) -> Result<Result<(), Duration>, LedgerError> {
         let ration = self.of(client);
         let look = ration.lot().use_one(Instant::now());
@@ -99,7 +100,9 @@ impl Rations {
         if let Some(settled) = look.settled() {
             return Ok(settled);
         }
-        asked();
+        if !may_ask() {
+            return Err(LedgerError::Away);
+        }
         let taken = ledger.take(&format!("{}:{client}", self.name), self.pace, self.lease).await?;
         *ration.lot() = Lot::after(taken, Instant::now());
         Ok(match taken {
@@ -112,7 +115,7 @@ impl Rations {
         if let Some(ration) = self.clients.get(&client) {
             return Arc::clone(&ration);
         }
-        let lot = Lot { left: 0, until: Instant::now(), refused: false };
+        let lot = Lot { left: 0, until: Instant::now(), none_before: None };
         let new = || Arc::new(Ration { asking: tokio::sync::Mutex::default(), lot: Mutex::new(lot) });
         Arc::clone(&self.clients.entry(client).or_insert_with(new))
     }
@@ -160,7 +163,8 @@ mod tests {
         check(Taken::Permits(1), &[0], &[Ask]);
         let left = |ms| Refused(Duration::from_millis(ms));
         check(Taken::Wait(Duration::from_millis(30)), &[0, 20, 30], &[left(30), left(10), Ask]);
-        check(Taken::Wait(Duration::from_secs(9)), &[0, 99, 100], &[left(100), left(1), Ask]);
+        // The wait that is told is the whole one.
+        check(Taken::Wait(Duration::from_secs(9)), &[0, 99, 100], &[left(9000), left(8901), Ask]);
     }
 
     #[test]

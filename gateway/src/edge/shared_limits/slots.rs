@@ -9,7 +9,6 @@ use common::ids::FunctionId;
 use dashmap::DashMap;
 
 use super::ledger::{Ledger, LedgerError};
-use crate::edge::limits::Admission;
 
 /// How often unused slots are given back.
 pub(super) const GIVES_BACK: Duration = Duration::from_millis(200);
@@ -21,9 +20,11 @@ const MAX_STEP: u32 = 100;
 
 /// What this gateway holds of one function's slots.
 #[derive(Default)]
-pub(super) struct Held {
+struct Held {
     slots: AtomicU32,
-    /// Most calls at once since the last look.
+    /// How many of them calls are in.
+    used: AtomicU32,
+    /// Most of them at once since the last look.
     peak: AtomicU32,
     /// The concurrency that was last asked for.
     limit: AtomicU32,
@@ -32,9 +33,12 @@ pub(super) struct Held {
     asking: tokio::sync::Mutex<()>,
 }
 
+/// A call's slot; given back when it is dropped.
+pub(crate) struct Slot(Arc<Held>);
+
 /// All that this gateway holds.
 pub(super) struct Slots {
-    functions: DashMap<FunctionId, (Arc<Held>, Arc<Admission>)>,
+    functions: DashMap<FunctionId, Arc<Held>>,
     epoch: Instant,
 }
 
@@ -43,91 +47,106 @@ impl Slots {
         Self { functions: DashMap::new(), epoch: Instant::now() }
     }
 
-    /// Whether a call that `admission` counts already has a slot. `asked` is told of each question.
-    pub(super) async fn hold(
+    /// A slot for a call of `function`, of which `limit` calls may be under way; `None` when all are taken. `may_ask`
+    /// counts a question, or forbids it.
+    pub(super) async fn take(
         &self,
         function: FunctionId,
-        admission: &Arc<Admission>,
         limit: u32,
         ledger: &Ledger,
-        asked: impl Fn(),
-    ) -> Result<bool, LedgerError> {
-        let held = self.of(function, admission);
-        if held.has_room(admission) {
-            return Ok(true);
+        may_ask: impl Fn() -> bool,
+    ) -> Result<Option<Slot>, LedgerError> {
+        let held = self.of(function);
+        if let Some(slot) = held.take() {
+            return Ok(Some(slot));
         }
         let _turn = held.asking.lock().await;
         held.limit.store(limit, Ordering::Relaxed);
         for attempt in 0..2 {
-            if held.has_room(admission) {
-                return Ok(true);
+            if let Some(slot) = held.take() {
+                return Ok(Some(slot));
             }
             if self.now_ms() < held.refused_until.load(Ordering::Relaxed) {
-                return Ok(false);
+                return Ok(None);
             }
             if attempt > 0 {
                 tokio::time::sleep(WAITS).await;
             }
-            asked();
-            let slots = ledger.hold(function, wanted(admission.calls(), limit), limit).await?;
+            if !may_ask() {
+                return Err(LedgerError::Away);
+            }
+            let used = held.used.load(Ordering::Relaxed);
+            let slots = ledger.hold(function, wanted(used.saturating_add(1), limit), limit).await?;
             held.slots.store(slots, Ordering::Relaxed);
         }
-        let has_room = held.has_room(admission);
-        if !has_room {
-            let until = self.now_ms() + u64::try_from(WAITS.as_millis()).unwrap_or(u64::MAX);
-            held.refused_until.store(until, Ordering::Relaxed);
+        let slot = held.take();
+        if slot.is_none() {
+            held.refused_until.store(self.now_ms() + millis(WAITS), Ordering::Relaxed);
         }
-        Ok(has_room)
+        Ok(slot)
     }
 
-    /// Gives back what was not used since the last time, and forgets functions that hold nothing.
+    /// Gives back what was not used since the last time, and forgets functions that hold nothing. Where somebody asks
+    /// at this moment, nothing is unused.
     pub(super) async fn give_back(&self, ledger: &Ledger) -> Result<(), LedgerError> {
-        let all: Vec<_> = self.functions.iter().map(|entry| (*entry.key(), entry.value().clone())).collect();
-        for (function, (held, admission)) in all {
-            let _turn = held.asking.lock().await;
-            let slots = held.slots.load(Ordering::Relaxed);
-            let used = held.peak.swap(admission.calls(), Ordering::Relaxed).max(admission.calls());
-            if used < slots {
-                let left = ledger.hold(function, used, held.limit.load(Ordering::Relaxed)).await?;
+        let all: Vec<_> = self.functions.iter().map(|entry| (*entry.key(), Arc::clone(entry.value()))).collect();
+        for (function, held) in all {
+            let Ok(_turn) = held.asking.try_lock() else { continue };
+            let used = held.used.load(Ordering::Relaxed);
+            let peak = held.peak.swap(used, Ordering::Relaxed).max(used);
+            if peak < held.slots.load(Ordering::Relaxed) {
+                let left = ledger.hold(function, peak, held.limit.load(Ordering::Relaxed)).await?;
                 held.slots.store(left, Ordering::Relaxed);
             }
         }
-        let idle =
-            |held: &Held, admission: &Admission| held.slots.load(Ordering::Relaxed) == 0 && admission.calls() == 0;
-        self.functions.retain(|_, (held, admission)| Arc::strong_count(held) > 1 || !idle(held, admission));
+        let idle = |held: &Held| held.slots.load(Ordering::Relaxed) == 0 && held.used.load(Ordering::Relaxed) == 0;
+        self.functions.retain(|_, held| Arc::strong_count(held) > 1 || !idle(held));
         Ok(())
     }
 
     /// The ledger was away, and may have lost what stood in it: everything is asked for anew.
     pub(super) fn forget(&self) {
-        self.functions.iter().for_each(|entry| entry.value().0.slots.store(0, Ordering::Relaxed));
+        self.functions.iter().for_each(|held| held.slots.store(0, Ordering::Relaxed));
     }
 
-    fn of(&self, function: FunctionId, admission: &Arc<Admission>) -> Arc<Held> {
-        if let Some(entry) = self.functions.get(&function) {
-            return Arc::clone(&entry.0);
+    fn of(&self, function: FunctionId) -> Arc<Held> {
+        if let Some(held) = self.functions.get(&function) {
+            return Arc::clone(&held);
         }
-        let entry = self.functions.entry(function).or_insert_with(|| (Arc::default(), Arc::clone(admission)));
-        Arc::clone(&entry.0)
+        Arc::clone(&self.functions.entry(function).or_default())
     }
 
     fn now_ms(&self) -> u64 {
-        u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX)
+        millis(self.epoch.elapsed())
     }
 }
 
 impl Held {
-    /// Whether all calls under way have a slot.
-    fn has_room(&self, admission: &Admission) -> bool {
-        let calls = admission.calls();
-        self.peak.fetch_max(calls, Ordering::Relaxed);
-        calls <= self.slots.load(Ordering::Relaxed)
+    /// One of the slots that are held, if one is free.
+    fn take(self: &Arc<Self>) -> Option<Slot> {
+        let used = self.used.fetch_add(1, Ordering::AcqRel) + 1;
+        if used > self.slots.load(Ordering::Acquire) {
+            self.used.fetch_sub(1, Ordering::AcqRel);
+            return None;
+        }
+        self.peak.fetch_max(used, Ordering::Relaxed);
+        Some(Slot(Arc::clone(self)))
     }
 }
 
-/// How many slots are asked for when so many calls are under way. Pure.
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.used.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// How many slots are asked for when so many calls need one. Pure.
 fn wanted(calls: u32, limit: u32) -> u32 {
     calls.saturating_add((limit / STEP_SHARE).min(MAX_STEP)).min(limit)
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -143,5 +162,16 @@ mod tests {
         check(1, 1000, 101);
         check(1, 5000, 101);
         check(990, 1000, 1000);
+    }
+
+    #[test]
+    fn who_finds_none_takes_none_away() {
+        let held = Arc::new(Held { slots: AtomicU32::new(2), ..Held::default() });
+        let (one, two) = (held.take().unwrap(), held.take().unwrap());
+        assert!(held.take().is_none() && held.take().is_none());
+        drop(one);
+        assert!(held.take().is_some());
+        drop(two);
+        assert_eq!((held.used.load(Ordering::Relaxed), held.peak.load(Ordering::Relaxed)), (0, 2));
     }
 }
