@@ -119,6 +119,10 @@ id!(
     NodeId
 );
 id!(
+    /// A gateway. Kept in its data directory, so it survives restarts.
+    GatewayId
+);
+id!(
     /// A sandbox on a node.
     SandboxId
 );

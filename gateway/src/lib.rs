@@ -3,7 +3,6 @@
 
 use std::fs::File;
 use std::net::{SocketAddr, TcpListener};
-use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -22,8 +21,10 @@ use tokio_util::task::TaskTracker;
 
 mod config;
 mod control;
+mod data_dir;
 mod edge;
 mod error;
+mod feed;
 mod fleet;
 mod metrics;
 #[cfg(test)]
@@ -48,6 +49,7 @@ use edge::limits::{Limits, SWEEP};
 use edge::routes::Routes;
 use edge::tls::Tls;
 use edge::{Edge, listener};
+use feed::Feed;
 use fleet::authority::Authority;
 use fleet::calls::Calls;
 use fleet::enrolment::Enrolment;
@@ -123,7 +125,7 @@ impl Gateway {
         let tls = Tls::open(&settings.listen.tls, registry)?;
         let socket = bind(settings.listen_addr())?;
         // Before anything is opened: what a start clears away may be another gateway's work.
-        let lock = lock(&place.data_dir)?;
+        let (lock, gateway) = data_dir::take(&place.data_dir)?;
         let control = control_runtime()?;
         let artifacts = control.block_on(open_artifacts(&settings, place))?;
         let store = control.block_on(open_store(store, &place.data_dir, &stop))?;
@@ -131,10 +133,12 @@ impl Gateway {
         let fleet = Fleet::new(control.handle().clone(), metrics.clone());
         let shared_limits = settings.redis.open(&settings.limits, control.handle(), registry)?;
         let limits = Arc::new(Limits::new(&settings.limits).over(shared_limits));
+        let feed = Feed::new(&routes, &fleet, &store, &metrics);
         let (tasks, deploys, end) = (TaskTracker::new(), TaskTracker::new(), CancellationToken::new());
 
         let (node_port, enrolment) = control.block_on(open_node_port(&settings.nodes, &store, &secrets))?.unzip();
         let parts = control::Parts {
+            gateway,
             store: store.clone(),
             enrolment: enrolment.clone(),
             artifacts: artifacts.clone(),
@@ -153,8 +157,7 @@ impl Gateway {
             control::housekeeping::recover(&state).await?;
             found(&state, &settings.founder).await?;
             // Before the link opens: a node that registers is told what nobody wants.
-            routes.reload(&*store).await?;
-            roster::reload(&fleet, &*store).await?;
+            feed.catch_up().await?;
             Ok::<_, StartError>(Link::bind(&place.link_socket())?)
         })?;
         let calls = Calls { store: store.clone(), artifacts, routes: routes.clone(), fleet: fleet.clone(), enrolment };
@@ -166,23 +169,18 @@ impl Gateway {
         }
         tasks.spawn_on(fleet::warmth::run(fleet.clone(), routes.clone(), end.clone()), handle);
         tasks.spawn_on(roster::run(fleet.clone(), store, end.clone()), handle);
+        tasks.spawn_on(feed.run(end.clone()), handle);
         tasks.spawn_on(sweep(limits.clone(), end.clone()), handle);
         tasks.spawn_on(control::housekeeping::run(state.clone()), handle);
 
         let max_request_bytes = shared.bodies.request_bytes() as u64;
-        // A single body always fits.
-        let room = settings.limits.request_buffer_bytes().max(max_request_bytes);
         let edge = Arc::new(Edge {
             routes,
             identity,
             limits,
             fleet,
-            control: ControlCalls {
-                router: control::router(state),
-                runtime: control.handle().clone(),
-                tasks: TaskTracker::new(),
-            },
-            room: Arc::new(BodyRoom::new(room, metrics.request_buffer.clone())),
+            control: ControlCalls::new(control::router(state), control.handle()),
+            room: Arc::new(body_room(&settings.limits, max_request_bytes, &metrics)),
             metrics,
             tasks: TaskTracker::new(),
             max_request_bytes,
@@ -237,6 +235,11 @@ fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
     bound.map_err(|source| StartError::Address { address, source })
 }
 
+fn body_room(limits: &LimitArgs, max_request_bytes: u64, metrics: &Metrics) -> BodyRoom {
+    // A single body always fits.
+    BodyRoom::new(limits.request_buffer_bytes().max(max_request_bytes), metrics.request_buffer.clone())
+}
+
 fn control_runtime() -> Result<Runtime, StartError> {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     builder.worker_threads(CONTROL_THREADS).thread_name("control").enable_all().build().map_err(StartError::Threads)
@@ -247,7 +250,7 @@ fn control_runtime() -> Result<Runtime, StartError> {
 /// # Errors
 /// A gateway uses it, or it cannot be used.
 pub fn hold(data_dir: &Path) -> Result<File, StartError> {
-    lock(data_dir)
+    data_dir::lock(data_dir)
 }
 
 /// Whether a secret of the settings opens what a fleet's authority is sealed under.
@@ -259,25 +262,9 @@ pub fn opens(jwt: &JwtArgs, sealed: &store::fleet::Authority) -> Result<bool, St
     Ok([Some(current), previous].iter().flatten().any(|secret| fleet::authority::opens(secret, sealed)))
 }
 
-/// Makes the data directory, for this user alone if it is new, and makes it ours until the file is closed.
-fn lock(data_dir: &Path) -> Result<File, StartError> {
-    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(data_dir);
-    let open = || File::options().write(true).create(true).truncate(false).open(data_dir.join("gateway.lock"));
-    let file = made.and_then(|()| open()).map_err(unusable(data_dir))?;
-    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(_) => Err(StartError::Locked(data_dir.display().to_string())),
-    }
-}
-
 async fn open_artifacts(settings: &Settings, place: &Place) -> Result<Artifacts, StartError> {
     let functions = settings.functions_dir.clone().unwrap_or_else(|| place.data_dir.join("functions"));
     Ok(Artifacts::connect(&settings.artifacts, functions).await?)
-}
-
-fn unusable(path: &Path) -> impl FnOnce(std::io::Error) -> StartError {
-    let path = path.display().to_string();
-    |source| StartError::Directory { path, source }
 }
 
 /// Makes the operator's account, if there is to be one.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use common::error::Code;
 use common::phases;
-use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::{Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
 use crate::edge::stopwatch::Phases;
 
@@ -70,6 +70,8 @@ pub(crate) struct Metrics {
     pub(crate) nodes: IntGauge,
     /// Link connections that were turned away.
     pub(crate) links_refused: IntCounter,
+    /// For how many seconds routes and nodes may have been behind the database.
+    pub(crate) behind: Gauge,
 }
 
 impl Metrics {
@@ -112,6 +114,11 @@ impl Metrics {
             "dartcloud_gateway_links_refused_total",
             "Link connections that were turned away: strangers, removed nodes, other versions, silence",
         )?;
+        let behind = Gauge::new(
+            "dartcloud_gateway_behind_seconds",
+            "For how long routes and nodes may have been behind the database; 0 while they are not",
+        )?;
+        registry.register(Box::new(behind.clone()))?;
         registry.register(Box::new(requests.clone()))?;
         registry.register(Box::new(durations.clone()))?;
         registry.register(Box::new(phase_seconds.clone()))?;
@@ -137,6 +144,7 @@ impl Metrics {
             request_buffer,
             nodes,
             links_refused,
+            behind,
         })
     }
 

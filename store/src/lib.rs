@@ -7,13 +7,14 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use common::digest::Digest;
 use common::function::{Access, Contract, DeploymentSpec, Limits, Status};
-use common::ids::{DeploymentId, FunctionId, InvocationId, NodeId, UserId};
+use common::ids::{DeploymentId, FunctionId, GatewayId, InvocationId, NodeId, UserId};
 use common::invocation::Record;
 use common::labels::Labels;
 use common::names::{FunctionName, Handle, RuntimeName};
 
 pub mod artifacts;
 pub mod backup;
+pub mod changes;
 pub mod claims;
 mod error;
 pub mod fleet;
@@ -26,6 +27,7 @@ mod sqlite;
 mod tests;
 mod text;
 
+use changes::{Changes, Watch};
 use claims::{Claim, Holder, Source};
 pub use error::Error;
 use fleet::{Authority, CertificateFacts, Duty, Joining, NewNode, Node};
@@ -140,6 +142,8 @@ pub struct ActiveDeployment {
 pub struct NewDeployment {
     /// A fresh id.
     pub id: DeploymentId,
+    /// Who has it built.
+    pub gateway: GatewayId,
     /// The id that the function gets if it is new.
     pub function_if_new: FunctionId,
     /// Whose.
@@ -288,8 +292,11 @@ pub trait Store: RecordSink {
     async fn activate_deployment(&self, id: DeploymentId, build_ms: u64) -> Result<Function, Error>;
     /// Marks a version as failed; the one that serves goes on.
     async fn fail_deployment(&self, id: DeploymentId, reason: &str) -> Result<(), Error>;
-    /// Fails every version that is still `building`: what a crash left behind; how many. Called once at start.
-    async fn fail_unfinished_deployments(&self) -> Result<u64, Error>;
+    /// Fails every version that `gateway` has in `building`: what its crash left behind; how many. Called once at its
+    /// start.
+    async fn fail_deployments_of(&self, gateway: GatewayId) -> Result<u64, Error>;
+    /// Fails every version, whoever's, that has been `building` for so long that nobody can be at it; how many.
+    async fn fail_overdue_deployments(&self, seconds: u32) -> Result<u64, Error>;
     /// Keeps lines of a build's or deploy's log, in order.
     async fn append_log(&self, deployment: DeploymentId, lines: &[LogLine]) -> Result<(), Error>;
 
@@ -303,6 +310,11 @@ pub trait Store: RecordSink {
     async fn is_wanted(&self, archive: Digest) -> Result<bool, Error>;
     /// Deletes claims that expired a day ago; how many.
     async fn purge_claims(&self) -> Result<u64, Error>;
+
+    /// How often what gateways keep a picture of has changed.
+    async fn changes(&self) -> Result<Changes, Error>;
+    /// Who tells when it is time to look at the [`changes`](Self::changes); it is not to be relied on alone.
+    fn watch(&self) -> Watch;
 
     /// Every function that serves: the route table.
     async fn serving(&self) -> Result<Vec<Function>, Error>;

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use common::digest::Digest;
 use common::function::{Access, Contract, Limits};
-use common::ids::{DeploymentId, FunctionId};
+use common::ids::{DeploymentId, FunctionId, GatewayId};
 use serde_json::json;
 use store::{NewDeployment, StoreArgs};
 
@@ -88,6 +88,7 @@ async fn fill(data_dir: &Path, count: usize) -> Result<()> {
     for number in 0..count {
         let new = NewDeployment {
             id: DeploymentId::new(),
+            gateway: GatewayId::new(),
             function_if_new: FunctionId::new(),
             owner,
             name: format!("function-{number}").parse()?,

@@ -124,9 +124,6 @@ async fn run(state: &State, owner: UserId, function: Function) -> Result<(), Fai
     let reloaded = reload_routes(state).await;
     deleted?;
     tracing::info!(function = %function.id, name = %function.name, "deleted");
-    if let Some(active) = function.active {
-        state.fleet.retire(&[active.spec.deployment]);
-    }
     reloaded
 }
 

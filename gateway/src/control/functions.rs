@@ -119,20 +119,22 @@ const RELOADS: u32 = 4;
 const RELOAD_PAUSE: Duration = Duration::from_millis(100);
 
 /// Brings the route table up to what the store says. The store's change stands whatever happens here, so a store
-/// that hiccups is asked again, and one that is down, by the housekeeping, until it answers.
+/// that hiccups is asked again, and one that is down, by the feed, until it answers. Sandboxes of what served before are
+/// let go.
 pub(crate) async fn reload_routes(state: &State) -> Result<(), Failure> {
     let mut pause = RELOAD_PAUSE;
     for _ in 1..RELOADS {
         match state.routes.reload(state.store.as_ref()).await {
-            Ok(()) => return Ok(()),
+            Ok(gone) => {
+                state.fleet.retire(&gone);
+                return Ok(());
+            }
             Err(error) => tracing::warn!(%error, "the routes could not be reloaded: trying again"),
         }
         tokio::time::sleep(pause).await;
         pause *= 2;
     }
-    let last = state.routes.reload(state.store.as_ref()).await;
-    if last.is_err() {
-        state.stale.notify_one();
-    }
-    Ok(last?)
+    let gone = state.routes.reload(state.store.as_ref()).await?;
+    state.fleet.retire(&gone);
+    Ok(())
 }

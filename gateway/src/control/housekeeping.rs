@@ -3,15 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::error::Chain;
-
 use super::{State, health, sweep};
 
 /// The pause between two purges of what has expired.
 const PURGE_PAUSE: Duration = Duration::from_secs(60 * 60);
 
-/// How long to wait before routes that could not be brought up to date are tried again.
-const RELOAD_PAUSE: Duration = Duration::from_secs(5);
+/// A version that is so old and still in `building` is nobody's: a deploy takes a quarter of an hour at most, and a bit.
+const OVERDUE_SECONDS: u32 = 20 * 60;
 
 /// How often the store is asked whether it is there.
 const WATCH_PAUSE: Duration = Duration::from_secs(5);
@@ -19,9 +17,10 @@ const WATCH_PAUSE: Duration = Duration::from_secs(5);
 /// How often the artifact store is.
 const ARTIFACTS_PAUSE: Duration = Duration::from_secs(30);
 
-/// Once, before the first request: versions that a crash left in `building` have failed.
+/// Once, before the first request: versions that a crash of this gateway left in `building` have failed. Other gateways
+/// go on with theirs.
 pub(crate) async fn recover(state: &State) -> Result<(), store::Error> {
-    let failed = state.store.fail_unfinished_deployments().await?;
+    let failed = state.store.fail_deployments_of(state.gateway).await?;
     if failed > 0 {
         tracing::warn!(failed, "deploys that were under way at the last stop have failed: deploy them again");
     }
@@ -34,7 +33,7 @@ pub(crate) async fn run(state: Arc<State>) {
         purge_tokens(&state),
         purge_fleet(&state),
         purge_history(&state),
-        catch_up(&state),
+        fail_overdue(&state),
         watch_store(&state),
         watch_artifacts(&state),
         sweep::run(&state)
@@ -95,19 +94,17 @@ async fn purge_history(state: &State) {
     }
 }
 
-/// Brings the routes up to what the store says, where whoever changed it could not.
-async fn catch_up(state: &State) {
+/// Fails versions that somebody left in `building` and did not come back for.
+async fn fail_overdue(state: &State) {
     loop {
-        tokio::select! {
-            () = state.stale.notified() => {}
-            () = state.stop.cancelled() => return,
+        match state.store.fail_overdue_deployments(OVERDUE_SECONDS).await {
+            Ok(0) => {}
+            Ok(failed) => tracing::warn!(failed, "deploys that a gateway left unfinished have failed"),
+            Err(error) => tracing::warn!(%error, "unfinished deploys could not be failed: trying again later"),
         }
-        while let Err(error) = state.routes.reload(state.store.as_ref()).await {
-            tracing::warn!(error = %Chain(&error), "the routes lag behind the database: trying again");
-            tokio::select! {
-                () = tokio::time::sleep(RELOAD_PAUSE) => {}
-                () = state.stop.cancelled() => return,
-            }
+        tokio::select! {
+            () = tokio::time::sleep(PURGE_PAUSE) => {}
+            () = state.stop.cancelled() => return,
         }
     }
 }

@@ -7,12 +7,13 @@ use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{delete, get, post};
 use common::archive::Caps;
+use common::ids::GatewayId;
 use common::manifest::Ceilings;
 use common::runtime::Runtimes;
 use prometheus::Registry;
 use store::Store;
 use store::artifacts::Artifacts;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -62,6 +63,8 @@ use passwords::Passwords;
 
 /// What the control API is made of.
 pub(crate) struct Parts {
+    /// Which gateway this is.
+    pub(crate) gateway: GatewayId,
     pub(crate) store: Arc<dyn Store>,
     pub(crate) artifacts: Artifacts,
     pub(crate) runtimes: Arc<Runtimes>,
@@ -80,6 +83,7 @@ pub(crate) struct Parts {
 
 /// What every handler shares.
 pub(crate) struct State {
+    gateway: GatewayId,
     store: Arc<dyn Store>,
     artifacts: Artifacts,
     runtimes: Arc<Runtimes>,
@@ -100,8 +104,6 @@ pub(crate) struct State {
     /// A permit is a page of records that is read.
     log_reads: Semaphore,
     metrics: Metrics,
-    /// Rung when the routes lag behind the store.
-    stale: Notify,
 }
 
 /// The control API cannot start.
@@ -118,8 +120,8 @@ pub(crate) enum StartError {
 impl State {
     /// Starts what the control API runs beside its requests: the passwords' threads.
     pub(crate) fn start(args: ControlArgs, parts: Parts, registry: &Registry) -> Result<Arc<Self>, StartError> {
-        let Parts { store, artifacts, runtimes, ceilings, caps, identity, fleet, enrolment, routes, tasks, stop } =
-            parts;
+        let Parts { gateway, store, artifacts, runtimes, ceilings, caps, .. } = parts;
+        let Parts { identity, fleet, enrolment, routes, tasks, stop, .. } = parts;
         Ok(Arc::new(Self {
             passwords: Passwords::start(args.password_threads.get(), registry)?,
             deploys: Deploys::new(args.deploy_concurrency.get(), registry)?,
@@ -128,7 +130,7 @@ impl State {
             followers: Followers::new(registry)?,
             log_reads: Semaphore::new(MAX_LOG_READS),
             metrics: Metrics::new(registry)?,
-            stale: Notify::new(),
+            gateway,
             store,
             artifacts,
             runtimes,

@@ -151,7 +151,7 @@ async fn change(state: &State, key: &Key, duty: Duty) -> Result<StatusCode, Fail
         store::Error::NotFound => Failure::not_found("the node"),
         error => error.into(),
     })?;
-    // This gateway knows at once, the others within two seconds.
+    // This gateway knows at once, the others as soon as the database tells them.
     roster::reload(&state.fleet, &*state.store).await?;
     tracing::info!(node = %id, duty = duty.word(), "the operator says what a node may do");
     Ok(StatusCode::NO_CONTENT)

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use common::digest::Digest;
 use common::error::{Code, Fault};
-use common::ids::{DeploymentId, FunctionId, InvocationId, UserId};
+use common::ids::{DeploymentId, FunctionId, GatewayId, InvocationId, UserId};
 use common::names::{FunctionName, RuntimeName};
 use common::protocol::BuildEvent;
 use futures_util::{Stream, StreamExt as _};
@@ -95,7 +95,7 @@ impl Release {
         // Then the archive's: who comes second, at any gateway, finds the build there.
         let claimed = clock.limit(state.claims.wait(Claim::Archive(archive.digest())), waited).await??;
         let made = claimed.during(make(&state, &clock, (owner, name, &plan), archive, follower)).await?;
-        let Made { previous, pending, mut log, built } = made;
+        let Made { pending, mut log, built } = made;
         let deployment = pending.spec.deployment;
         // So that nobody meets a cold version who had a warm one before. It stays warm until the routes have it.
         let _warming = if built.is_ok() { state.fleet.warm_up(&pending.spec).await } else { None };
@@ -109,18 +109,16 @@ impl Release {
         };
         log.flush().await;
         reload_routes(&state).await?;
-        let serving = function.active.as_ref().map(|active| active.spec.deployment);
         // Another gateway may have activated a later version meanwhile; then ours is the one that nobody needs.
-        let unwanted: Vec<_> = previous.into_iter().chain([deployment]).filter(|id| Some(*id) != serving).collect();
-        state.fleet.retire(&unwanted);
+        if function.active.as_ref().is_none_or(|active| active.spec.deployment != deployment) {
+            state.fleet.retire(&[deployment]);
+        }
         Ok(released(function, pending, built, &base, plan.messages))
     }
 }
 
 /// A version that has a row, and a build if that went well.
 struct Made {
-    /// The version that served before.
-    previous: Option<DeploymentId>,
     pending: PendingDeployment,
     log: BuildLog,
     built: Result<Built, Failure>,
@@ -136,16 +134,15 @@ async fn make(
     follower: mpsc::Sender<String>,
 ) -> Result<Made, Failure> {
     let _builder = clock.limit(state.deploys.building.acquire(), waited).await?;
-    let previous = state.store.function(owner, name.as_str()).await?.and_then(|function| function.active);
     let digest = archive.digest();
     archive.keep(Artifact::Archive(digest)).await.map_err(Failure::artifacts)?;
-    let pending = state.store.create_deployment(new_deployment(owner, name, digest, plan)).await?;
+    let pending = state.store.create_deployment(new_deployment(state.gateway, owner, name, digest, plan)).await?;
     let mut log = BuildLog::new(Arc::clone(&state.store), pending.spec.deployment, follower);
     for message in &plan.messages {
         log.deploy(message).await;
     }
     let built = build(state, clock, &pending, &mut log).await;
-    Ok(Made { previous: previous.map(|active| active.spec.deployment), pending, log, built })
+    Ok(Made { pending, log, built })
 }
 
 /// A deploy's time went by before its turn came.
@@ -153,9 +150,16 @@ fn waited() -> Failure {
     Failure::new(Code::Busy, "other deploys took all of this one's time: try again")
 }
 
-fn new_deployment(owner: UserId, name: FunctionName, archive: Digest, plan: &Plan) -> NewDeployment {
+fn new_deployment(
+    gateway: GatewayId,
+    owner: UserId,
+    name: FunctionName,
+    archive: Digest,
+    plan: &Plan,
+) -> NewDeployment {
     NewDeployment {
         id: DeploymentId::new(),
+        gateway,
         function_if_new: FunctionId::new(),
         owner,
         name,

@@ -22,12 +22,16 @@ pub(crate) const UPLOAD_DEADLINE: Duration = Duration::from_secs(15 * 60);
 
 /// The control API, as the edge calls it.
 pub(crate) struct ControlCalls {
-    pub(crate) router: Router,
-    pub(crate) runtime: Handle,
+    router: Router,
+    runtime: Handle,
     pub(crate) tasks: TaskTracker,
 }
 
 impl ControlCalls {
+    pub(crate) fn new(router: Router, runtime: &Handle) -> Self {
+        Self { router, runtime: runtime.clone(), tasks: TaskTracker::new() }
+    }
+
     /// Has the control API answer. If the client goes away, the call still runs to its end.
     ///
     /// # Errors

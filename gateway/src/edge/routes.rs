@@ -20,7 +20,8 @@ use crate::fleet::warmth::Wish;
 pub(crate) struct Routes {
     table: ArcSwap<Table>,
     /// Held while a table is read and put in, so that an older reading never replaces a newer one.
-    reloading: tokio::sync::Mutex<()>,
+    /// What it holds is the database's number of the table.
+    reloading: tokio::sync::Mutex<Option<i64>>,
     /// A table was put in.
     swapped: Notify,
 }
@@ -61,23 +62,41 @@ impl Routes {
     pub(crate) fn new() -> Self {
         Self {
             table: ArcSwap::from_pointee(Table::default()),
-            reloading: tokio::sync::Mutex::new(()),
+            reloading: tokio::sync::Mutex::new(None),
             swapped: Notify::new(),
         }
     }
 
-    /// Reads the store and swaps the table. Functions keep their admission counters.
+    /// Reads the store and swaps the table. Functions keep their admission counters. The versions that served before and
+    /// serve no more, each told once.
     ///
     /// # Errors
     /// The store does not answer; the table stays as it was.
-    pub(crate) async fn reload(&self, store: &dyn Store) -> Result<(), store::Error> {
-        let _turn = self.reloading.lock().await;
+    pub(crate) async fn reload(&self, store: &dyn Store) -> Result<Vec<DeploymentId>, store::Error> {
+        self.read(&mut *self.reloading.lock().await, store).await
+    }
+
+    /// The same, unless the table has this number of the store's already.
+    ///
+    /// # Errors
+    /// The store does not answer; the table stays as it was.
+    pub(crate) async fn catch_up(&self, store: &dyn Store, number: i64) -> Result<Vec<DeploymentId>, store::Error> {
+        let mut turn = self.reloading.lock().await;
+        if *turn == Some(number) { Ok(Vec::new()) } else { self.read(&mut turn, store).await }
+    }
+
+    async fn read(&self, turn: &mut Option<i64>, store: &dyn Store) -> Result<Vec<DeploymentId>, store::Error> {
+        // Before the table, which may be newer than its number, but never older.
+        let number = store.changes().await?.routes;
         let serving = store.serving().await?;
-        let table = Table::of(serving, &self.table.load());
+        let before = self.table.load_full();
+        let table = Table::of(serving, &before);
+        let gone = before.deployments.keys().filter(|id| !table.serves(**id)).copied().collect();
         tracing::debug!(functions = table.functions.len(), "routes reloaded");
         self.table.store(Arc::new(table));
+        *turn = Some(number);
         self.swapped.notify_waiters();
-        Ok(())
+        Ok(gone)
     }
 
     /// Waits for the next table, from this call on.
@@ -87,7 +106,7 @@ impl Routes {
 
     /// Nothing is reloaded for as long as the guard is held.
     #[cfg(test)]
-    pub(crate) async fn hold(&self) -> tokio::sync::MutexGuard<'_, ()> {
+    pub(crate) async fn hold(&self) -> tokio::sync::MutexGuard<'_, Option<i64>> {
         self.reloading.lock().await
     }
 

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use chrono::Utc;
 use common::digest::Digest;
 use common::function::DeploymentSpec;
 use common::ids::{DeploymentId, NodeId};
@@ -45,6 +46,9 @@ const MAX_ORDERS: usize = 256;
 /// How long a call or a build waits for a node when none is linked.
 const NODE_DEADLINE: Duration = Duration::from_secs(3);
 
+/// Longest time of a deploy, from its version's row to its place in the routes.
+const DEPLOY_LIMIT: chrono::TimeDelta = chrono::TimeDelta::minutes(20);
+
 /// No node can take the order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("no node is linked: start a node agent, or wait until it has dialled in")]
@@ -60,6 +64,9 @@ struct Inner {
     passes: Mutex<HashMap<NodeId, Arc<Pass>>>,
     /// Who belongs to the fleet, as the database said last.
     roster: ArcSwap<HashMap<NodeId, KnownNode>>,
+    /// Held while the roster is read and put in, so that an older reading never replaces a newer one. What it holds is
+    /// the database's number of the roster.
+    reading: tokio::sync::Mutex<Option<i64>>,
     /// The nodes that have registered, as the invoke path reads them.
     picture: ArcSwap<Picture>,
     /// Calls under way on all nodes.
@@ -153,6 +160,7 @@ impl Fleet {
             nodes: Mutex::default(),
             passes: Mutex::default(),
             roster: ArcSwap::default(),
+            reading: tokio::sync::Mutex::default(),
             picture: ArcSwap::default(),
             load: Arc::default(),
             homes: Homes::default(),
@@ -361,15 +369,21 @@ impl Fleet {
         let (nodes, candidates): (Vec<_>, Vec<_>) = seen.into_iter().unzip();
         let view = View::new(candidates, self.0.load.clone());
         self.0.metrics.nodes.set(i64::try_from(nodes.len()).unwrap_or(i64::MAX));
-        self.0.homes.note(nodes.iter().map(|node| node.link.node), Instant::now());
+        let roster = self.0.roster.load();
+        let seen = roster.values().filter(|node| node.duty != Duty::Removed);
+        let seen =
+            seen.filter_map(|node| Some((node.id, (Utc::now() - node.last_seen_at?).to_std().unwrap_or_default())));
+        self.0.homes.note(nodes.iter().map(|node| node.link.node), seen, Instant::now());
         self.0.picture.store(Arc::new(Picture { nodes, view }));
         self.0.changed.notify_waiters();
     }
 
-    /// Of `deployments`, those that neither serve nor are being built.
+    /// Of `deployments`, those that neither serve nor are being built. What is young may be another gateway's that is about
+    /// to serve.
     fn unwanted(&self, deployments: Vec<DeploymentId>, serves: impl Fn(DeploymentId) -> bool) -> Vec<DeploymentId> {
         let mut pending: HashSet<_> = lock(&self.0.pending).keys().copied().collect();
         pending.extend(lock(&self.0.warming).keys());
-        deployments.into_iter().filter(|id| !pending.contains(id) && !serves(*id)).collect()
+        let is_young = |id: &DeploymentId| id.made_at().is_none_or(|made_at| Utc::now() - made_at < DEPLOY_LIMIT);
+        deployments.into_iter().filter(|id| !pending.contains(id) && !serves(*id) && !is_young(id)).collect()
     }
 }

@@ -1,5 +1,5 @@
-//! Who belongs to the fleet, by the database: read at the start, every two seconds, and whenever this gateway changes
-//! it. The invoke path and the doors see what was read last.
+//! Who belongs to the fleet, by the database: read at the start, and whenever this gateway or another changes it. The
+//! invoke path and the doors see what was read last.
 
 use std::time::Duration;
 
@@ -8,15 +8,12 @@ use common::ids::NodeId;
 use common::labels::Labels;
 use store::Store;
 use store::fleet::Duty;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::Fleet;
 
-/// How often the nodes are read: another gateway may have removed one.
-const POLL: Duration = Duration::from_secs(2);
-
-/// How often it is noted which nodes are linked.
+/// How often it is noted which nodes are linked, and read which are linked to others.
 const NOTE: Duration = Duration::from_secs(10);
 
 /// How long the database may take while a node waits at the door.
@@ -36,7 +33,23 @@ pub(crate) enum Stranger {
 /// # Errors
 /// The database does not answer; what was read last stays.
 pub(crate) async fn reload(fleet: &Fleet, store: &dyn Store) -> Result<(), store::Error> {
+    read(fleet, &mut *fleet.0.reading.lock().await, store).await
+}
+
+/// The same, unless what is known has this number of the database's already.
+///
+/// # Errors
+/// The database does not answer; what was read last stays.
+pub(crate) async fn catch_up(fleet: &Fleet, store: &dyn Store, number: i64) -> Result<(), store::Error> {
+    let mut turn = fleet.0.reading.lock().await;
+    if *turn == Some(number) { Ok(()) } else { read(fleet, &mut turn, store).await }
+}
+
+async fn read(fleet: &Fleet, turn: &mut Option<i64>, store: &dyn Store) -> Result<(), store::Error> {
+    // Before the nodes, which may be newer than the number, but never older.
+    let number = store.changes().await?.nodes;
     fleet.know(store.nodes().await?);
+    *turn = Some(number);
     Ok(())
 }
 
@@ -67,23 +80,24 @@ pub(super) async fn note_linked(fleet: &Fleet, store: &dyn Store, node: NodeId, 
     }
 }
 
-/// Keeps what is known up to date until `end`.
+/// Notes who is linked until `end`.
 pub(crate) async fn run(fleet: Fleet, store: std::sync::Arc<dyn Store>, end: CancellationToken) {
-    let (mut next_note, mut answers) = (Instant::now() + NOTE, true);
+    let mut answers = true;
     loop {
         tokio::select! {
-            () = tokio::time::sleep(POLL) => {}
+            () = tokio::time::sleep(NOTE) => {}
             () = end.cancelled() => return,
         }
-        let mut done = reload(&fleet, &*store).await;
-        if Instant::now() >= next_note {
-            next_note = Instant::now() + NOTE;
-            let linked: Vec<_> = fleet.nodes().iter().map(|node| node.link.node).collect();
-            done = done.and(if linked.is_empty() { Ok(()) } else { store.nodes_seen(&linked).await });
-        }
-        // Once, and not every two seconds.
+        let linked: Vec<_> = fleet.nodes().iter().map(|node| node.link.node).collect();
+        let noted = if linked.is_empty() { Ok(()) } else { store.nodes_seen(&linked).await };
+        // When others saw a node last is no change that is told, and the homes want to know it.
+        let done = match noted {
+            Ok(()) => reload(&fleet, &*store).await,
+            Err(error) => Err(error),
+        };
+        // Once, and not each time.
         if let (Err(error), true) = (&done, answers) {
-            tracing::warn!(error = %Chain(error), "the nodes cannot be read: what is known of them stays");
+            tracing::warn!(error = %Chain(error), "it cannot be noted which nodes are linked: what is known of them stays");
         }
         answers = done.is_ok();
     }

@@ -334,7 +334,7 @@ async fn agents_that_are_turned_away() {
     let GatewayMessage::Refused { reason } = serde_json::from_slice(&frame).unwrap() else { panic!("{frame:?}") };
     assert!(reason.contains("bring both to the same version"), "{reason}");
     // A node that was away gets to know which of its deployments nobody wants.
-    let stale = common::ids::DeploymentId::new();
+    let stale: common::ids::DeploymentId = "0190a1b2-0000-7000-8000-000000000001".parse().unwrap();
     let mut back = frames(dial(&house.socket, &hello(VERSION, Kind::Control)).await);
     let register = AgentMessage::Register {
         name: "n".into(),

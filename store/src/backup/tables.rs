@@ -38,9 +38,9 @@ pub(super) struct Table {
 /// The fleet's authority, whose key is sealed.
 pub(super) const AUTHORITY: &str = "fleet_authority";
 
-/// What ends by itself within minutes, and is in no backup.
+/// What is of the moment, and in no backup.
 #[cfg(test)]
-pub(super) const PASSING: [&str; 1] = ["claims"];
+pub(super) const PASSING: [&str; 2] = ["changes", "claims"];
 
 /// All of them, in an order in which each finds what it refers to, but for `functions.active_version`.
 pub(super) const TABLES: &[Table] = &[
@@ -129,6 +129,7 @@ pub(super) const TABLES: &[Table] = &[
             ("idle_timeout_ms", Number),
             ("min_warm", Number),
             ("stale_while_cold_ms", Number),
+            ("gateway_id", Id),
         ],
     ),
     main(

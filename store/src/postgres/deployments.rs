@@ -1,6 +1,6 @@
 //! `function_deployments`: versions from `building` to `ready` or `failed`, and which one serves.
 
-use common::ids::DeploymentId;
+use common::ids::{DeploymentId, GatewayId};
 use sqlx::{PgPool, PgTransaction};
 use uuid::Uuid;
 
@@ -20,9 +20,9 @@ pub(super) async fn create(pool: &PgPool, new: NewDeployment) -> Result<PendingD
     let version: i32 = sqlx::query_scalar(
         "INSERT INTO function_deployments (id, function_id, version, status, runtime, entrypoint, archive,
            archive_root, access, timeout_ms, memory_mb, concurrency, env, egress, contract, idle_timeout_ms,
-           stale_while_cold_ms, min_warm)
+           stale_while_cold_ms, min_warm, gateway_id)
          SELECT $1, $2, COALESCE(MAX(version), 0) + 1, 'building', $3, $4, $5, $6, $7, $8, $9, $10, $11::jsonb, $12,
-           $13, $14, $15, $16
+           $13, $14, $15, $16, $17
          FROM function_deployments WHERE function_id = $2
          RETURNING version",
     )
@@ -42,6 +42,7 @@ pub(super) async fn create(pool: &PgPool, new: NewDeployment) -> Result<PendingD
     .bind(new.contract.idle_timeout_ms().map(integer))
     .bind(integer(new.stale_while_cold_ms))
     .bind(integer(new.limits.min_warm))
+    .bind(new.gateway.uuid())
     .fetch_one(&mut *tx)
     .await?;
     tx.commit().await?;
@@ -114,10 +115,16 @@ pub(super) async fn fail(pool: &PgPool, id: DeploymentId, reason: &str) -> Resul
     Ok(())
 }
 
-pub(super) async fn fail_unfinished(pool: &PgPool) -> Result<u64, Error> {
-    let done = sqlx::query("UPDATE function_deployments SET status = 'failed', failure = $1 WHERE status = 'building'")
-        .bind(INTERRUPTED)
-        .execute(pool)
-        .await?;
+pub(super) async fn fail_of(pool: &PgPool, gateway: GatewayId) -> Result<u64, Error> {
+    let update = "UPDATE function_deployments SET status = 'failed', failure = $1
+         WHERE status = 'building' AND gateway_id = $2";
+    let done = sqlx::query(update).bind(INTERRUPTED).bind(gateway.uuid()).execute(pool).await?;
+    Ok(done.rows_affected())
+}
+
+pub(super) async fn fail_overdue(pool: &PgPool, seconds: u32) -> Result<u64, Error> {
+    let update = "UPDATE function_deployments SET status = 'failed', failure = $1
+         WHERE status = 'building' AND created_at <= LOCALTIMESTAMP - make_interval(secs => $2)";
+    let done = sqlx::query(update).bind(INTERRUPTED).bind(f64::from(seconds)).execute(pool).await?;
     Ok(done.rows_affected())
 }

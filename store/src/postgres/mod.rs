@@ -7,12 +7,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use common::digest::Digest;
-use common::ids::{DeploymentId, FunctionId, InvocationId, NodeId, UserId};
+use common::ids::{DeploymentId, FunctionId, GatewayId, InvocationId, NodeId, UserId};
 use common::invocation::Record;
 use common::labels::Labels;
 use sqlx::PgPool;
 use sqlx::postgres::PgConnectOptions;
 
+use crate::changes::{Changes, Watch};
 use crate::claims::{Claim, Holder, Source};
 use crate::fleet::{Authority, CertificateFacts, Duty, Joining, NewNode, Node};
 use crate::{
@@ -20,6 +21,7 @@ use crate::{
     RecordedCall, RefreshToken, Rotation, Store, StoreArgs, User,
 };
 
+mod changes;
 mod claims;
 mod deployments;
 mod fleet;
@@ -30,6 +32,7 @@ mod records;
 mod tokens;
 mod users;
 
+pub(crate) use changes::Ear;
 #[cfg(test)]
 pub(crate) use opening::schema;
 pub(crate) use opening::{alone, prepare};
@@ -45,12 +48,15 @@ struct Postgres {
     main: PgPool,
     /// FUNCTION_DB: the functions' own values.
     function_data: PgPool,
+    /// Where changes are heard of.
+    listening: PgPool,
 }
 
 /// Opens the databases, creates FUNCTION_DB if it is missing, and brings both schemas up to date.
 pub(crate) async fn open(main: PgConnectOptions, settings: &StoreArgs) -> Result<Arc<dyn Store>, Error> {
     let function_data = prepare(&main, settings).await?;
     Ok(Arc::new(Postgres {
+        listening: opening::listening(main.clone(), settings),
         main: opening::pool(main, settings),
         function_data: opening::pool(function_data, settings),
     }))
@@ -144,8 +150,12 @@ impl Store for Postgres {
         within(DEADLINE, deployments::fail(&self.main, id, reason)).await
     }
 
-    async fn fail_unfinished_deployments(&self) -> Result<u64, Error> {
-        within(DEADLINE, deployments::fail_unfinished(&self.main)).await
+    async fn fail_deployments_of(&self, gateway: GatewayId) -> Result<u64, Error> {
+        within(DEADLINE, deployments::fail_of(&self.main, gateway)).await
+    }
+
+    async fn fail_overdue_deployments(&self, seconds: u32) -> Result<u64, Error> {
+        within(DEADLINE, deployments::fail_overdue(&self.main, seconds)).await
     }
 
     async fn append_log(&self, deployment: DeploymentId, lines: &[LogLine]) -> Result<(), Error> {
@@ -170,6 +180,14 @@ impl Store for Postgres {
 
     async fn purge_claims(&self) -> Result<u64, Error> {
         within(DEADLINE, claims::purge(&self.main)).await
+    }
+
+    async fn changes(&self) -> Result<Changes, Error> {
+        within(DEADLINE, changes::numbers(&self.main)).await
+    }
+
+    fn watch(&self) -> Watch {
+        Watch(Some(Ear::new(self.listening.clone())))
     }
 
     async fn serving(&self) -> Result<Vec<Function>, Error> {

@@ -32,6 +32,16 @@ pub(super) fn pool(options: PgConnectOptions, settings: &StoreArgs) -> PgPool {
         .connect_lazy_with(options.application_name("dartcloud").options(session))
 }
 
+/// A pool of the one connection that listens.
+pub(super) fn listening(options: PgConnectOptions, settings: &StoreArgs) -> PgPool {
+    PgPoolOptions::new()
+        .max_connections(1)
+        .max_lifetime(None)
+        .idle_timeout(None)
+        .acquire_timeout(settings.acquire_timeout())
+        .connect_lazy_with(options.application_name("dartcloud"))
+}
+
 /// One connection for work that takes as long as it takes, but for others' locks.
 pub(crate) async fn alone(options: &PgConnectOptions, settings: &StoreArgs) -> Result<PgConnection, Error> {
     let session = [

@@ -7,13 +7,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use common::digest::Digest;
-use common::ids::{DeploymentId, FunctionId, InvocationId, NodeId, UserId};
+use common::ids::{DeploymentId, FunctionId, GatewayId, InvocationId, NodeId, UserId};
 use common::invocation::Record;
 use common::labels::Labels;
 use sqlx::migrate::Migrator;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{ConnectOptions as _, Connection as _, SqliteConnection, SqlitePool, SqliteTransaction};
 
+use crate::changes::{CHANGES, Changes, Watch};
 use crate::claims::{Claim, Holder, Source};
 use crate::fleet::{Authority, CertificateFacts, Duty, Joining, NewNode, Node};
 use crate::{
@@ -180,8 +181,12 @@ impl Store for Sqlite {
         deployments::fail(&self.writer, id, reason).await
     }
 
-    async fn fail_unfinished_deployments(&self) -> Result<u64, Error> {
-        deployments::fail_unfinished(&self.writer).await
+    async fn fail_deployments_of(&self, gateway: GatewayId) -> Result<u64, Error> {
+        deployments::fail_of(&self.writer, gateway).await
+    }
+
+    async fn fail_overdue_deployments(&self, seconds: u32) -> Result<u64, Error> {
+        deployments::fail_overdue(&self.writer, seconds).await
     }
 
     async fn append_log(&self, deployment: DeploymentId, lines: &[LogLine]) -> Result<(), Error> {
@@ -206,6 +211,14 @@ impl Store for Sqlite {
 
     async fn purge_claims(&self) -> Result<u64, Error> {
         claims::purge(&self.writer).await
+    }
+
+    async fn changes(&self) -> Result<Changes, Error> {
+        Ok(sqlx::query_as(CHANGES).fetch_one(&self.readers).await?)
+    }
+
+    fn watch(&self) -> Watch {
+        Watch(None)
     }
 
     async fn serving(&self) -> Result<Vec<Function>, Error> {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use chrono::{SubsecRound as _, Utc};
 use common::digest::Digest;
 use common::function::{Access, Contract, Limits};
-use common::ids::{DeploymentId, FunctionId, InvocationId, NodeId, UserId};
+use common::ids::{DeploymentId, FunctionId, GatewayId, InvocationId, NodeId, UserId};
 use common::invocation::{ContainerLogs, Logs, Outcome, Record, RequestInfo};
 use common::phases::{ColdCause, Phases};
 use futures_util::FutureExt as _;
@@ -152,6 +152,7 @@ pub(crate) fn new_user(email: &str) -> NewUser {
 pub(crate) fn new_deployment(owner: UserId, name: &str) -> NewDeployment {
     NewDeployment {
         id: DeploymentId::new(),
+        gateway: GatewayId::new(),
         function_if_new: FunctionId::new(),
         owner,
         name: name.parse().unwrap(),

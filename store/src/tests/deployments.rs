@@ -92,8 +92,8 @@ async fn a_crash_leaves_failed_versions_behind(bench: &Bench) {
     for name in ["serving", "new"] {
         bench.store.create_deployment(new_deployment(ada.id, name)).await.unwrap();
     }
-    assert_eq!(bench.store.fail_unfinished_deployments().await.unwrap(), 2);
-    assert_eq!(bench.store.fail_unfinished_deployments().await.unwrap(), 0);
+    assert_eq!(bench.store.fail_overdue_deployments(0).await.unwrap(), 2);
+    assert_eq!(bench.store.fail_overdue_deployments(0).await.unwrap(), 0);
     assert_eq!(bench.store.serving().await.unwrap(), [serving]);
     let new = bench.store.function(ada.id, "new").await.unwrap().unwrap();
     assert_eq!(new.status, Status::Failed);

@@ -2,6 +2,7 @@
 
 mod artifacts;
 pub(crate) mod bench;
+mod changes;
 mod claims;
 mod deployments;
 mod fleet;

@@ -1,7 +1,5 @@
 //! Listing, showing, deleting, and the records.
 
-use std::sync::Arc;
-
 use common::base64;
 use common::digest::Digest;
 use common::function::{Access, Limits};
@@ -20,6 +18,7 @@ impl Api {
     async fn function(&self, owner: UserId, name: &str) -> Function {
         let new = NewDeployment {
             id: DeploymentId::new(),
+            gateway: self.state.gateway,
             function_if_new: FunctionId::new(),
             owner,
             name: name.parse().unwrap(),
@@ -158,11 +157,12 @@ async fn routes_that_lag_behind_are_caught_up() {
     let api = Api::start().await;
     let (ada, _) = api.user("ada@example.com").await;
     api.function(ada, "a").await;
-    let housekeeping = tokio::spawn(crate::control::housekeeping::run(Arc::clone(&api.state)));
-    api.state.stale.notify_one();
+    let metrics = crate::metrics::Metrics::register(&prometheus::Registry::new()).unwrap();
+    let feed = crate::feed::Feed::new(&api.state.routes, &api.state.fleet, &api.state.store, &metrics);
+    let feed = tokio::spawn(feed.run(api.state.stop.clone()));
     until("it serves", || api.state.routes.now().by_path("ada", "a").is_some()).await;
     api.state.stop.cancel();
-    tokio::time::timeout(std::time::Duration::from_secs(20), housekeeping).await.unwrap().unwrap();
+    tokio::time::timeout(std::time::Duration::from_secs(20), feed).await.unwrap().unwrap();
 }
 
 #[tokio::test]

@@ -84,6 +84,7 @@ impl Api {
         let reception = Arc::new(Reception::new(fleet.clone(), Arc::new(calls)));
         let link = tokio::spawn(link.run(reception, CancellationToken::new()));
         let parts = Parts {
+            gateway: GatewayId::new(),
             store,
             artifacts,
             runtimes: Arc::new(Runtimes::load(None).unwrap()),

@@ -1,0 +1,96 @@
+//! Follows what other gateways change: the pictures that are held here of routes and nodes are read anew when the
+//! database's numbers are no longer theirs. It is looked when the database says a word, and every two seconds all the
+//! same. What this gateway changes itself it does not wait for.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::error::Chain;
+use prometheus::Gauge;
+use store::Store;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::edge::routes::Routes;
+use crate::fleet::{Fleet, roster};
+use crate::metrics::Metrics;
+
+/// How often it is looked without a word.
+const POLL: Duration = Duration::from_secs(2);
+
+/// How long to wait before it is listened again where nothing can be heard.
+const DEAF_PAUSE: Duration = Duration::from_secs(1);
+
+/// Who keeps the pictures level with the database.
+pub(crate) struct Feed {
+    routes: Arc<Routes>,
+    fleet: Fleet,
+    store: Arc<dyn Store>,
+    /// For how many seconds the pictures may have been behind; 0 while they are not.
+    behind: Gauge,
+}
+
+impl Feed {
+    pub(crate) fn new(routes: &Arc<Routes>, fleet: &Fleet, store: &Arc<dyn Store>, metrics: &Metrics) -> Self {
+        let (routes, store, behind) = (Arc::clone(routes), Arc::clone(store), metrics.behind.clone());
+        Self { routes, fleet: fleet.clone(), store, behind }
+    }
+
+    /// Follows until `end`.
+    pub(crate) async fn run(self, end: CancellationToken) {
+        let word = Notify::new();
+        tokio::select! {
+            () = self.listen(&word) => {}
+            () = self.look(&word) => {}
+            () = end.cancelled() => {}
+        }
+    }
+
+    async fn listen(&self, word: &Notify) {
+        let mut watch = self.store.watch();
+        loop {
+            match watch.changed().await {
+                Ok(()) => word.notify_one(),
+                Err(error) => {
+                    // Whether the database answers at all, the look says.
+                    tracing::debug!(error = %Chain(&error), "no word of changes can be heard");
+                    tokio::time::sleep(DEAF_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    async fn look(&self, word: &Notify) {
+        let (mut level_at, mut is_level) = (Instant::now(), true);
+        loop {
+            tokio::select! { () = word.notified() => {}, () = tokio::time::sleep(POLL) => {} }
+            let looked_at = Instant::now();
+            match self.catch_up().await {
+                Ok(()) => {
+                    if !is_level {
+                        tracing::info!(seconds = level_at.elapsed().as_secs(), "routes and nodes are up to date again");
+                    }
+                    (level_at, is_level) = (looked_at, true);
+                    self.behind.set(0.0);
+                }
+                Err(error) => {
+                    // Once, and not every two seconds.
+                    if is_level {
+                        tracing::warn!(error = %Chain(&error), "routes and nodes may lag behind the database: trying again");
+                    }
+                    is_level = false;
+                    self.behind.set(level_at.elapsed().as_secs_f64());
+                }
+            }
+        }
+    }
+
+    /// Reads anew what is behind.
+    pub(crate) async fn catch_up(&self) -> Result<(), store::Error> {
+        let changes = self.store.changes().await?;
+        let gone = self.routes.catch_up(&*self.store, changes.routes).await?;
+        self.fleet.retire(&gone);
+        roster::catch_up(&self.fleet, &*self.store, changes.nodes).await
+    }
+}
