@@ -161,7 +161,7 @@ async fn link(socket: &Path) -> Result<()> {
 
 async fn dial(socket: &Path, node: NodeId, kind: Kind) -> Result<UnixStream> {
     let mut stream = UnixStream::connect(socket).await?;
-    let mut line = serde_json::to_vec(&Hello { protocol: VERSION, node, kind })?;
+    let mut line = serde_json::to_vec(&Hello { protocol: VERSION, node, kind, epoch: 0 })?;
     line.push(b'\n');
     stream.write_all(&line).await?;
     Ok(stream)

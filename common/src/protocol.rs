@@ -42,6 +42,9 @@ pub struct Hello {
     pub node: NodeId,
     /// What the connection is for.
     pub kind: Kind,
+    /// Which life of the agent this is: its connections of an earlier one get no more calls. An older agent does not say.
+    #[serde(default)]
+    pub epoch: u64,
 }
 
 /// What a link connection is for.
@@ -122,8 +125,8 @@ pub enum AgentMessage {
     Heartbeat(NodeState),
 }
 
-/// Milliseconds between two heartbeats.
-pub const HEARTBEAT_MS: u64 = 1000;
+/// Milliseconds between two heartbeats. A gateway suspects a node after several that did not come.
+pub const HEARTBEAT_MS: u64 = 500;
 
 /// What a node has and does; placement decides by it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -301,7 +304,7 @@ mod tests {
 
     #[test]
     fn a_hello_fits_its_limit() {
-        let hello = Hello { protocol: VERSION, node: NodeId::new(), kind: Kind::Control };
+        let hello = Hello { protocol: VERSION, node: NodeId::new(), kind: Kind::Control, epoch: u64::MAX };
         let line = serde_json::to_string(&hello).unwrap();
         assert!(line.len() < MAX_HELLO_BYTES);
         assert_eq!(serde_json::from_str::<Hello>(&line).unwrap(), hello);
@@ -313,6 +316,8 @@ mod tests {
             r#"{"type":"heartbeat","busy":1,"warm":[],"memory_total_mb":2,"memory_used_mb":1,"spooled_records":0}"#;
         let AgentMessage::Heartbeat(state) = serde_json::from_str(older).unwrap() else { unreachable!() };
         assert_eq!((state.kept, state.memory_idle_mb, state.cpus), (None, None, None));
+        let hello = format!(r#"{{"protocol":1,"node":"{}","kind":"work"}}"#, NodeId::new());
+        assert_eq!(serde_json::from_str::<Hello>(&hello).unwrap().epoch, 0);
         // An older gateway passes over what it does not know.
         let newer = older.replace("\"busy\"", "\"unheard_of\":[1],\"busy\"");
         assert!(serde_json::from_str::<AgentMessage>(&newer).is_ok());

@@ -66,8 +66,8 @@ pub(crate) struct Metrics {
     pub(crate) refused: IntCounter,
     /// What the room for bodies holds, in bytes.
     pub(crate) request_buffer: IntGauge,
-    /// Nodes that take calls.
-    pub(crate) nodes: IntGauge,
+    /// The nodes.
+    pub(crate) fleet: Fleet,
     /// Link connections that were turned away.
     pub(crate) links_refused: IntCounter,
     /// For how many seconds routes and nodes may have been behind the database.
@@ -109,7 +109,6 @@ impl Metrics {
         )?;
         let request_buffer =
             IntGauge::new("dartcloud_gateway_request_buffer_bytes", "Bodies of calls that are gathered at the edge")?;
-        let nodes = IntGauge::new("dartcloud_gateway_nodes", "Nodes that take calls")?;
         let links_refused = IntCounter::new(
             "dartcloud_gateway_links_refused_total",
             "Link connections that were turned away: strangers, removed nodes, other versions, silence",
@@ -127,7 +126,6 @@ impl Metrics {
         registry.register(Box::new(connections.clone()))?;
         registry.register(Box::new(refused.clone()))?;
         registry.register(Box::new(request_buffer.clone()))?;
-        registry.register(Box::new(nodes.clone()))?;
         registry.register(Box::new(links_refused.clone()))?;
         // `rate` does not see the event that a counter appears with.
         for code in Code::ALL {
@@ -142,7 +140,7 @@ impl Metrics {
             connections,
             refused,
             request_buffer,
-            nodes,
+            fleet: Fleet::register(registry)?,
             links_refused,
             behind,
         })
@@ -166,6 +164,67 @@ impl Metrics {
     /// Counts an error that is answered.
     pub(crate) fn error(&self, code: Code) {
         self.errors.with_label_values(&[code.word(), code.fault().word()]).inc();
+    }
+}
+
+/// The metrics of the nodes.
+pub(crate) struct Fleet {
+    nodes: IntGauge,
+    suspected_nodes: IntGauge,
+    ejected_nodes: IntGauge,
+    /// Nodes that were ejected.
+    pub(crate) ejections: IntCounter,
+    /// Not made, and made.
+    retries: [IntCounter; 2],
+}
+
+impl Fleet {
+    fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let nodes = IntGauge::new("dartcloud_gateway_nodes", "Nodes that are linked")?;
+        let suspected_nodes = IntGauge::new(
+            "dartcloud_gateway_nodes_suspected",
+            "Of these, those that have been silent for two seconds",
+        )?;
+        let ejected_nodes = IntGauge::new(
+            "dartcloud_gateway_nodes_ejected",
+            "Of these, those that get no new calls for a while, since too many failed",
+        )?;
+        let ejections = IntCounter::new(
+            "dartcloud_gateway_ejections_total",
+            "How often a node was ejected, since too many of its calls failed by the platform's fault",
+        )?;
+        let retries = IntCounterVec::new(
+            Opts::new(
+                "dartcloud_gateway_retries_total",
+                "Calls that their node did not take: sent to a second one, or not, since too many were",
+            ),
+            &["result"],
+        )?;
+        registry.register(Box::new(nodes.clone()))?;
+        registry.register(Box::new(suspected_nodes.clone()))?;
+        registry.register(Box::new(ejected_nodes.clone()))?;
+        registry.register(Box::new(ejections.clone()))?;
+        registry.register(Box::new(retries.clone()))?;
+        Ok(Self {
+            nodes,
+            suspected_nodes,
+            ejected_nodes,
+            ejections,
+            retries: ["over_budget", "sent"].map(|result| retries.with_label_values(&[result])),
+        })
+    }
+
+    /// Notes how many nodes are linked, and how many of them are avoided.
+    pub(crate) fn nodes(&self, linked: usize, suspected: usize, ejected: usize) {
+        let gauges = [&self.nodes, &self.suspected_nodes, &self.ejected_nodes];
+        for (gauge, count) in gauges.into_iter().zip([linked, suspected, ejected]) {
+            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// Counts a call that its node did not take.
+    pub(crate) fn retry(&self, is_made: bool) {
+        self.retries[usize::from(is_made)].inc();
     }
 }
 

@@ -20,20 +20,20 @@ mod builds;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A gateway that nodes can join, and its operator.
-struct Fleet {
-    platform: Platform,
-    operator: Client,
+pub(crate) struct Fleet {
+    pub(crate) platform: Platform,
+    pub(crate) operator: Client,
 }
 
 /// A machine, as far as it is one: a data directory, and an agent that may run there.
-struct Machine {
+pub(crate) struct Machine {
     data_dir: TempDir,
-    ops: u16,
-    agent: Option<Program>,
+    pub(crate) ops: u16,
+    pub(crate) agent: Option<Program>,
 }
 
 impl Fleet {
-    async fn start(settings: &[(&str, &str)]) -> Result<Self> {
+    pub(crate) async fn start(settings: &[(&str, &str)]) -> Result<Self> {
         let [port] = free_ports()?;
         let address = format!("127.0.0.1:{port}");
         let settings = [&[("NODE_ADDR", address.as_str())], settings].concat();
@@ -61,13 +61,13 @@ impl Fleet {
         Ok(out)
     }
 
-    async fn nodes(&self) -> Result<Vec<Value>> {
+    pub(crate) async fn nodes(&self) -> Result<Vec<Value>> {
         let answer = self.operator.get("/api/nodes").await?.expect(200)?;
         Ok(answer["nodes"].as_array().context("no nodes")?.clone())
     }
 
     /// The node of this name, once it is in this state.
-    async fn until_state(&self, name: &str, state: &str) -> Result<Value> {
+    pub(crate) async fn until_state(&self, name: &str, state: &str) -> Result<Value> {
         let what = format!("{name} is {state}");
         let found = until(&what, PATIENCE, async || {
             Ok(self.nodes().await?.into_iter().find(|node| node["name"] == name && node["state"] == state))
@@ -76,7 +76,7 @@ impl Fleet {
     }
 
     /// A machine that has joined and runs its agent.
-    async fn machine(&self, name: &str) -> Result<Machine> {
+    pub(crate) async fn machine(&self, name: &str) -> Result<Machine> {
         let mut machine = Machine::new()?;
         machine.run(name, &self.line().await?)?;
         self.until_state(name, "linked").await.with_context(|| machine.log())?;
@@ -102,7 +102,7 @@ impl Machine {
     }
 
     /// Runs an agent by this line: a whole command, its program first.
-    fn run(&mut self, name: &str, line: &str) -> Result<()> {
+    pub(crate) fn run(&mut self, name: &str, line: &str) -> Result<()> {
         let mut words = line.split_whitespace();
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "TERM"]).arg(program(words.next().context("no program")?)).args(words);
@@ -142,7 +142,7 @@ impl Machine {
         self.data_dir.path().join("node-identity.json")
     }
 
-    fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.data_dir.path().join("agent.log")).unwrap_or_default()
     }
 

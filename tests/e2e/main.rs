@@ -18,6 +18,7 @@ mod crash;
 mod dashboards;
 mod deploys;
 mod examples;
+mod failure;
 mod fleet;
 mod frost;
 mod idempotency;

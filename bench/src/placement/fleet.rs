@@ -61,7 +61,13 @@ pub(super) struct Fleet {
 /// A node that has just been linked.
 pub(super) fn newcomer(size: &Size) -> Candidate {
     let state = NodeState { memory_total_mb: size.memory_mb, cpus: Some(size.cpus), ..NodeState::default() };
-    Candidate { node: NodeId::new(), state: Arc::new(state), load: Arc::default(), duty: Duty::Active }
+    Candidate {
+        node: NodeId::new(),
+        state: Arc::new(state),
+        load: Arc::default(),
+        duty: Duty::Active,
+        is_avoided: false,
+    }
 }
 
 impl Node {

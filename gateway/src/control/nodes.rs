@@ -17,6 +17,7 @@ use super::auth::rfc3339;
 use super::caller::Operator;
 use super::error::Failure;
 use super::request::{Key, Origin};
+use crate::fleet::health::Health;
 use crate::fleet::{Linked, roster};
 
 /// What a machine needs in order to join.
@@ -65,7 +66,7 @@ struct View {
     id: NodeId,
     name: String,
     labels: Labels,
-    /// `linked`, `cordoned`, `draining`, `lost`.
+    /// `linked`, `suspected`, `ejected`, `cordoned`, `draining`, `lost`.
     state: &'static str,
     /// Whether it is on the gateway's own machine.
     local: bool,
@@ -97,7 +98,7 @@ pub(crate) async fn list(Extract(state): Extract<Arc<State>>, _: Operator) -> Re
 }
 
 fn view(state: &State, linked: Option<&Linked>, node: Node) -> View {
-    // The node says once a second what it has under way; what we have just sent it, we know better.
+    // The node says twice a second what it has under way; what we have just sent it, we know better.
     let busy = |linked: &Linked| linked.state.busy.max(state.fleet.in_use(&linked.link));
     View {
         id: node.id,
@@ -105,7 +106,11 @@ fn view(state: &State, linked: Option<&Linked>, node: Node) -> View {
         labels: node.labels,
         state: match (linked, node.duty) {
             (None, _) => "lost",
-            (Some(_), Duty::Active) => "linked",
+            (Some(linked), Duty::Active) => match linked.health {
+                Health::Well => "linked",
+                Health::Suspected => "suspected",
+                Health::Ejected => "ejected",
+            },
             (Some(_), duty) => duty.word(),
         },
         local: node.certificate.is_none(),

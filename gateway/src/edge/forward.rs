@@ -1,5 +1,5 @@
 //! Hands a call to its node and brings back the answer. A call whose bytes never left is tried on another
-//! connection; one that may have run is not.
+//! connection, and then on another node; one that may have run is not.
 
 use std::error::Error as _;
 use std::future::Future;
@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use common::digest::Digest;
 use common::error::{Chain, Code, PublicError};
-use common::protocol::{AUTH_US, DEPLOYMENT, FORM, GATE_US, INVOCATION, ONCE, ORDER, ORDER_INVOKE};
+use common::invocation::Outcome;
+use common::protocol::{AUTH_US, DEPLOYMENT, FORM, GATE_US, INVOCATION, ONCE, ORDER, ORDER_INVOKE, OUTCOME};
 use common::stream::{name_websocket, names_websocket};
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::request::Parts;
@@ -27,6 +28,7 @@ use super::routes::Route;
 use super::stopwatch::Phases;
 use super::stream::Streaming;
 use crate::fleet::Fleet;
+use crate::fleet::health::Failure;
 use crate::fleet::stock::{Lease, NodeLink, Payload};
 
 /// How long a node may take to have a sandbox ready, on top of the function's own time.
@@ -35,7 +37,7 @@ pub(crate) const START_ALLOWANCE: Duration = Duration::from_secs(60);
 /// How long a client may take to send the body of a call.
 pub(crate) const UPLOAD_DEADLINE: Duration = Duration::from_secs(120);
 
-/// Connections that a call is tried on.
+/// Connections to one node that a call is tried on.
 const ATTEMPTS: usize = 4;
 
 const ORDER_NAME: HeaderName = HeaderName::from_static(ORDER);
@@ -74,7 +76,7 @@ type Sent = Result<Response<Incoming>, TrySendError<Request<Payload>>>;
 pub(crate) async fn forward(
     fleet: &Fleet,
     tasks: &TaskTracker,
-    link: &Arc<NodeLink>,
+    mut link: Arc<NodeLink>,
     mut call: Invocation,
 ) -> Result<Response<NodeBody>, PublicError> {
     let streaming = call.streaming.take();
@@ -84,31 +86,58 @@ pub(crate) async fn forward(
         name_again(&mut call, streaming);
     }
     let patient = streaming.is_none();
-    let (mut request, permit) = order(call);
+    // What runs once has one home.
+    let (mut attempts, mut may_move) = (0, call.once.is_none());
+    let (mut request, permit, route) = order(call);
     let mut permit = Some(permit);
-    for _ in 0..ATTEMPTS {
-        let Some(mut lease) = fleet.connection(link).await else {
-            return Err(PublicError::new(Code::NoNode, "no node can take the call now: try again in a moment"));
+    loop {
+        attempts += 1;
+        let lease = if attempts > ATTEMPTS { None } else { fleet.connection(&link).await };
+        let Some(mut lease) = lease else {
+            let Some((other, seat)) = may_move.then(|| fleet.elsewhere(&route.spec, &link)).flatten() else {
+                return Err(PublicError::new(Code::NoNode, "no node can take the call now: try again in a moment"));
+            };
+            if let Some(permit) = &mut permit {
+                permit.sit(seat);
+            }
+            (link, attempts, may_move) = (other, 0, false);
+            continue;
         };
         let answer = Box::pin(lease.sender.try_send_request(request));
         let flight =
             Flight { answer: Some(answer), lease: Some(lease), permit: permit.take(), deadline, patient, tasks };
         let Ok((sent, lease, kept)) = timeout_at(deadline, flight).await else {
+            fleet.failed(&link, Failure::Lost);
             return Err(PublicError::new(Code::NodeLost, "the node did not answer in time; the call may have run"));
         };
         match sent {
-            Ok(answer) => return arrived(answer, lease, kept, streaming, (tasks, link)),
+            Ok(answer) => {
+                match has_no_sandbox(&answer) {
+                    false => link.succeeded(),
+                    true => fleet.failed(&link, Failure::NoSandbox(route.spec.function)),
+                }
+                return arrived(answer, lease, kept, streaming, (tasks, &link));
+            }
             Err(mut error) => {
                 if let Some(unsent) = error.take_message() {
                     permit = kept;
                     request = unsent;
                     continue;
                 }
-                return Err(explain(&error.into_error()));
+                let error = explain(&error.into_error());
+                if error.code == Code::NodeLost {
+                    fleet.failed(&link, Failure::Lost);
+                }
+                return Err(error);
             }
         }
     }
-    Err(PublicError::new(Code::NoNode, "no connection to the node holds: try again in a moment"))
+}
+
+/// Whether the node could not begin to run the call, which its function's own 503 does not say.
+fn has_no_sandbox(answer: &Response<Incoming>) -> bool {
+    answer.status() == StatusCode::SERVICE_UNAVAILABLE
+        && answer.headers().get(OUTCOME).is_some_and(|word| word == Outcome::NoSandbox.word())
 }
 
 /// The answer's head is here. A process has ended by then; a server's call goes on.
@@ -126,7 +155,7 @@ fn arrived(
     if switches {
         let client = streaming.upgrade.take().filter(|_| names_websocket(answer.headers())).ok_or_else(unasked)?;
         let node = hyper::upgrade::on(&mut answer);
-        streaming.carry(tasks, client, node, permit, link.pass.gone.clone());
+        streaming.carry(tasks, client, node, permit, link.gone.clone());
         return Ok(answer.map(|body| NodeBody::new(body, lease, None)));
     }
     let watch = streaming.watch(permit);
@@ -149,7 +178,7 @@ fn name_again(call: &mut Invocation, streaming: &Streaming) {
     }
 }
 
-fn order(call: Invocation) -> (Request<Payload>, Permit) {
+fn order(call: Invocation) -> (Request<Payload>, Permit, Arc<Route>) {
     let Invocation { route, mut parts, body, target, form, id, once, so_far, permit, .. } = call;
     parts.uri = target;
     parts.version = Version::HTTP_11;
@@ -167,7 +196,7 @@ fn order(call: Invocation) -> (Request<Payload>, Permit) {
             parts.headers.insert(name, us.into());
         }
     }
-    (Request::from_parts(parts, body), permit)
+    (Request::from_parts(parts, body), permit, route)
 }
 
 fn explain(error: &hyper::Error) -> PublicError {

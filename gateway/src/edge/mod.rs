@@ -317,7 +317,7 @@ impl Edge {
         permit.sit(seat);
         let (id, so_far) = (receipt.id_text.clone(), receipt.watch.so_far());
         let invocation = Invocation { route, parts, body, target, form, id, once, so_far, permit, streaming };
-        forward::forward(&self.fleet, &self.tasks, &link, invocation).await.map(Answer::Node)
+        forward::forward(&self.fleet, &self.tasks, link, invocation).await.map(Answer::Node)
     }
 }
 

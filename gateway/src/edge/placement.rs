@@ -29,6 +29,8 @@ pub struct Load {
     sent: AtomicU32,
     /// Those of other gateways, by the last heartbeat.
     others: AtomicU32,
+    /// How many calls this gateway has sent so far; it wraps.
+    begun: AtomicU32,
 }
 
 impl Load {
@@ -36,6 +38,11 @@ impl Load {
     pub fn heard(&self, busy: u32) -> bool {
         let others = busy.saturating_sub(self.sent.load(Ordering::Relaxed));
         self.others.swap(others, Ordering::Relaxed) != others
+    }
+
+    /// How many calls this gateway has sent so far, while there was more than one node.
+    pub(crate) fn begun(&self) -> u32 {
+        self.begun.load(Ordering::Relaxed)
     }
 
     fn now(&self) -> u64 {
@@ -69,6 +76,8 @@ pub struct Candidate {
     pub load: Arc<Load>,
     /// What the operator lets it do.
     pub duty: Duty,
+    /// Whether it gets nothing new while there is another: it is silent, or its calls fail.
+    pub is_avoided: bool,
 }
 
 impl Candidate {
@@ -108,9 +117,9 @@ pub fn key(spec: &DeploymentSpec) -> u128 {
 #[derive(Debug, Default)]
 pub struct View {
     nodes: Vec<Candidate>,
-    /// Of each node; 0 of one that is not active.
+    /// Of each node; 0 of one that gets nothing new.
     weights: Vec<f64>,
-    /// Of each node; 0 of one that is not active.
+    /// Of each node; 0 of one that gets nothing new.
     cpus: Vec<u64>,
     all_cpus: u64,
     /// Of all nodes together.
@@ -143,11 +152,13 @@ impl View {
         let others =
             nodes.iter().fold(0, |sum: u32, node| sum.saturating_add(node.load.others.load(Ordering::Relaxed)));
         load.others.store(others, Ordering::Relaxed);
-        let active = || nodes.iter().filter(|node| node.is_active());
+        let avoids = nodes.iter().any(|node| node.is_active() && !node.is_avoided);
+        let is_taken = |node: &&Candidate| node.is_active() && !(avoids && node.is_avoided);
+        let active = || nodes.iter().filter(is_taken);
         let mut known = weights(active().map(|node| node.state.memory_total_mb))
             .into_iter()
             .zip(known_or_mean(active().map(|node| u64::from(node.state.cpus.unwrap_or(0)))));
-        let size = |node: &Candidate| if node.is_active() { known.next() } else { None };
+        let size = |node| if is_taken(&node) { known.next() } else { None };
         let (weights, cpus): (Vec<_>, Vec<_>) = nodes.iter().map(size).map(Option::unwrap_or_default).unzip();
         let order = nodes.iter().zip(&weights).fold(0, |order: u64, (node, weight)| {
             order.rotate_left(5).wrapping_add(hash(node.node, weight.to_bits().into()))
@@ -159,12 +170,24 @@ impl View {
     #[must_use]
     pub fn choose(&self, wanted: &Wanted, rankings: &mut Rankings) -> Option<usize> {
         if let [node] = &self.nodes[..] {
-            return (node.is_active() || self.last_resort(wanted).is_some()).then_some(0);
+            return (node.is_active() || self.last_resort(wanted, None).is_some()).then_some(0);
         }
+        self.best(wanted, rankings.of(self, wanted.key), None)
+    }
+
+    /// The same without the node `failed`.
+    #[must_use]
+    pub fn choose_other(&self, wanted: &Wanted, failed: NodeId) -> Option<usize> {
+        let without = |(node, weight)| (node, if node == failed { 0.0 } else { weight });
+        let ranking = Ranking::of(self.weighted().map(without), wanted.key);
+        self.best(wanted, ranking, Some(failed))
+    }
+
+    fn best(&self, wanted: &Wanted, ranking: Ranking, failed: Option<NodeId>) -> Option<usize> {
         // One call more than now is always allowed, else an idle fleet would take none.
         let bound = (self.load.now() + 1).saturating_mul(BOUND_PERCENT);
         let mut best: Option<(Fitness, usize)> = None;
-        for place in rankings.of(self, wanted.key).places() {
+        for place in ranking.places() {
             let fitness = self.fitness(place, wanted, bound)?;
             if fitness.has_share_left && fitness.is_warm {
                 return Some(place);
@@ -173,19 +196,21 @@ impl View {
                 best = Some((fitness, place));
             }
         }
-        let Some((fitness, place)) = best else { return self.last_resort(wanted) };
+        let Some((fitness, place)) = best else { return self.last_resort(wanted, failed) };
         if fitness.has_share_left {
             return Some(place);
         }
         // A function that fills all of its own: from a place on that is its own, too, so that its calls stay together.
         let (count, start) = (self.nodes.len(), hash(self.nodes[0].node, wanted.key) as usize);
         let mut round = (0..count).map(|step| (start % count + step) % count);
-        Some(round.find(|place| self.has_share_left(*place, bound)).unwrap_or(place))
+        let is_other = |place: usize| failed.is_none_or(|failed| self.nodes[place].node != failed);
+        Some(round.find(|place| is_other(*place) && self.has_share_left(*place, bound)).unwrap_or(place))
     }
 
     /// Where no node is active: a cordoned one, for what is warm there.
-    fn last_resort(&self, wanted: &Wanted) -> Option<usize> {
-        self.nodes.iter().position(|node| node.duty == Duty::Cordoned && node.has_warm(wanted.deployment))
+    fn last_resort(&self, wanted: &Wanted, failed: Option<NodeId>) -> Option<usize> {
+        let takes = |node: &Candidate| node.duty == Duty::Cordoned && node.has_warm(wanted.deployment);
+        self.nodes.iter().position(|node| takes(node) && Some(node.node) != failed)
     }
 
     /// The node at the top of the ranking for `key`.
@@ -201,12 +226,17 @@ impl View {
         let seat = Seat { node: node.load.clone(), fleet: self.load.clone() };
         for load in [&seat.node, &seat.fleet] {
             load.sent.fetch_add(1, Ordering::Relaxed);
+            load.begun.fetch_add(1, Ordering::Relaxed);
         }
         Some(seat)
     }
 
     fn ranking(&self, key: u128) -> Ranking {
-        Ranking::of(self.nodes.iter().map(|node| node.node).zip(self.weights.iter().copied()), key)
+        Ranking::of(self.weighted(), key)
+    }
+
+    fn weighted(&self) -> impl Iterator<Item = (NodeId, f64)> {
+        self.nodes.iter().map(|node| node.node).zip(self.weights.iter().copied())
     }
 
     fn has_share_left(&self, place: usize, bound: u64) -> bool {

@@ -86,7 +86,7 @@ impl Streaming {
                 ended = tunnel(TokioIo::new(client), TokioIo::new(node), &pace) => if let Err(late) = ended {
                     tracing::debug!(?late, "an upgraded connection is closed");
                 },
-                () = gone.cancelled() => tracing::debug!("an upgraded connection of a removed node is closed"),
+                () = gone.cancelled() => tracing::debug!("an upgraded connection of a node that is gone is closed"),
             }
         });
     }

@@ -1,5 +1,5 @@
-//! A node's control stream: it registers, says every second how it is, and gets orders. When the stream ends, the
-//! node gets no more calls.
+//! A node's control stream: it registers, says twice a second how it is, and gets orders. When it is silent it gets no
+//! new calls, when the stream ends none at all.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use common::conduit::Conduit;
 use common::error::Chain;
-use common::protocol::{AgentMessage, GatewayMessage, HEARTBEAT_MS, Hello, MAX_FRAME_BYTES, VERSION};
+use common::protocol::{AgentMessage, GatewayMessage, Hello, Kind, MAX_FRAME_BYTES, VERSION};
 use futures_util::{SinkExt as _, StreamExt as _};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -16,12 +16,10 @@ use tokio_util::codec::{Framed, FramedParts, LengthDelimitedCodec};
 use tokio_util::sync::CancellationToken;
 
 use super::calls::Calls;
+use super::health::{LOST_AFTER, Pulse};
 use super::roster::Stranger;
 use super::stock::NodeLink;
 use super::{Fleet, roster};
-
-/// A node that is silent for so long is gone.
-const SILENCE: Duration = Duration::from_millis(5 * HEARTBEAT_MS);
 
 /// How long a node may take to take an order.
 const SEND_DEADLINE: Duration = Duration::from_secs(5);
@@ -36,7 +34,7 @@ static STREAMS: AtomicU64 = AtomicU64::new(0);
 enum End {
     #[error("the node closed it")]
     Closed,
-    #[error("the node has said nothing for {} s", SILENCE.as_secs())]
+    #[error("the node has said nothing for {} s", LOST_AFTER.as_secs())]
     Silent,
     #[error("a newer stream of the same node took its place")]
     Replaced,
@@ -57,6 +55,7 @@ enum Event {
     Said(AgentMessage),
     Order(GatewayMessage),
     Shortage,
+    Silence,
 }
 
 /// Serves one stream from its registration to its end.
@@ -73,12 +72,12 @@ pub(super) async fn run(
     let mut frames = Framed::from_parts(parts);
     let this = STREAMS.fetch_add(1, Ordering::Relaxed);
     let node = hello.node;
-    let link = fleet.link_of(node);
+    let Some(link) = fleet.link_of(node, hello.epoch, Kind::Control) else { return };
     let end = match register(&mut frames, &link, this, fleet, calls, hello.protocol, &stop).await {
         Ok(mut orders) => serve(&mut frames, &link, this, fleet, &mut orders, &stop).await,
         Err(end) => end,
     };
-    fleet.lost(node, this);
+    fleet.lost(node, this, matches!(end, End::Silent));
     match end {
         End::Stopping | End::Replaced => tracing::debug!(%node, %end, "control stream ended"),
         end => tracing::warn!(%node, error = %Chain(&end), "node lost"),
@@ -107,7 +106,7 @@ async fn register(
     stop: &CancellationToken,
 ) -> Result<mpsc::Receiver<GatewayMessage>, End> {
     let first = tokio::select! {
-        first = hear(frames, Instant::now() + SILENCE) => first?,
+        first = timeout(LOST_AFTER, hear(frames)) => first.map_err(|_| End::Silent)??,
         () = stop.cancelled() => return Err(End::Stopping),
     };
     let AgentMessage::Register { name, max_connections, deployments, labels } = first else {
@@ -123,7 +122,7 @@ async fn register(
     let (noting, store, node) = (fleet.clone(), calls.store.clone(), link.node);
     // The database is on nobody's way here.
     fleet.0.stocks.tasks().spawn(async move { roster::note_linked(&noting, &*store, node, &name, &labels).await });
-    Ok(fleet.register(link, this, protocol))
+    fleet.register(link, this, protocol).ok_or(End::Replaced)
 }
 
 async fn serve(
@@ -134,10 +133,11 @@ async fn serve(
     orders: &mut mpsc::Receiver<GatewayMessage>,
     stop: &CancellationToken,
 ) -> End {
-    let mut deadline = Instant::now() + SILENCE;
+    let (mut last, mut pulse) = (Instant::now(), Pulse::Steady);
     loop {
         let event = tokio::select! {
-            said = hear(frames, deadline) => said.map(Event::Said),
+            said = hear(frames) => said.map(Event::Said),
+            () = sleep_until(last + pulse.until()) => Ok(Event::Silence),
             order = orders.recv() => order.map(Event::Order).ok_or(End::Replaced),
             () = link.ring.notified() => Ok(Event::Shortage),
             () = link.pass.gone.cancelled() => Err(End::Removed),
@@ -145,7 +145,7 @@ async fn serve(
         };
         let done = match event {
             Ok(Event::Said(AgentMessage::Heartbeat(state))) => {
-                deadline = Instant::now() + SILENCE;
+                (last, pulse) = (Instant::now(), Pulse::Steady);
                 fleet.heard(link.node, this, state);
                 Ok(())
             }
@@ -155,6 +155,17 @@ async fn serve(
                 0 => Ok(()),
                 connections => say(frames, &GatewayMessage::Dial { connections }).await,
             },
+            Ok(Event::Silence) => {
+                pulse = Pulse::after(last.elapsed());
+                match pulse {
+                    Pulse::Lost => Err(End::Silent),
+                    Pulse::Suspected => {
+                        fleet.suspect(link.node, this);
+                        Ok(())
+                    }
+                    Pulse::Steady => Ok(()),
+                }
+            }
             Err(end) => Err(end),
         };
         if let Err(end) = done {
@@ -167,11 +178,8 @@ async fn serve(
     }
 }
 
-async fn hear(frames: &mut Frames, deadline: Instant) -> Result<AgentMessage, End> {
-    let frame = tokio::select! {
-        frame = frames.next() => frame.ok_or(End::Closed)??,
-        () = sleep_until(deadline) => return Err(End::Silent),
-    };
+async fn hear(frames: &mut Frames) -> Result<AgentMessage, End> {
+    let frame = frames.next().await.ok_or(End::Closed)??;
     Ok(serde_json::from_slice(&frame)?)
 }
 

@@ -20,24 +20,30 @@ use tokio::time::timeout;
 use crate::edge::placement::{Candidate, Load, Rankings, Seat, View, Wanted};
 use crate::metrics::Metrics;
 
+mod attendance;
 pub(crate) mod authority;
 mod build;
 pub(crate) mod calls;
 pub(crate) mod config;
 mod control_stream;
 pub(crate) mod enrolment;
+pub(crate) mod health;
 mod homes;
 pub(crate) mod link;
 pub(crate) mod node_port;
 mod pass;
+mod recent;
 pub(crate) mod reception;
+mod retries;
 pub(crate) mod roster;
 pub(crate) mod stock;
 pub(crate) mod warmth;
 
 pub(crate) use build::BuildEvents;
+use health::{Health, Trust};
 use homes::Homes;
 use pass::Pass;
+use retries::Retries;
 use stock::{Lease, NodeLink, Stock, Stocks};
 
 /// Most orders that wait to be sent on one control stream.
@@ -73,6 +79,8 @@ struct Inner {
     load: Arc<Load>,
     /// Where answers are kept for who asks again.
     homes: Homes,
+    /// Calls that went to a second node.
+    retries: Mutex<Retries>,
     changed: Notify,
     stocks: Stocks,
     /// The stock of the control runtime, from which builds are ordered.
@@ -90,6 +98,9 @@ struct Node {
     control: Option<Control>,
     state: Arc<NodeState>,
     load: Arc<Load>,
+    /// Whether it is silent.
+    is_suspected: bool,
+    trust: Trust,
 }
 
 struct Control {
@@ -112,6 +123,7 @@ pub(crate) struct Linked {
     pub(crate) duty: Duty,
     /// What it speaks.
     pub(crate) protocol: u32,
+    pub(crate) health: Health,
 }
 
 /// The nodes that take calls, at one moment.
@@ -164,6 +176,7 @@ impl Fleet {
             picture: ArcSwap::default(),
             load: Arc::default(),
             homes: Homes::default(),
+            retries: Mutex::new(Retries::new(Instant::now())),
             changed: Notify::new(),
             stocks,
             control,
@@ -222,6 +235,16 @@ impl Fleet {
         let picture = self.nodes();
         let place = RANKINGS.with_borrow_mut(|rankings| picture.view.choose(&Wanted::of(spec), rankings))?;
         Some(picture.seated(place, spec.deployment))
+    }
+
+    /// Another node for a call that `failed` did not take: not a byte of it has left. `None` when there is none, or too
+    /// many calls went to a second node lately.
+    pub(crate) fn elsewhere(&self, spec: &DeploymentSpec, failed: &NodeLink) -> Option<(Arc<NodeLink>, Option<Seat>)> {
+        let picture = self.nodes();
+        let place = picture.view.choose_other(&Wanted::of(spec), failed.node)?;
+        let is_allowed = lock(&self.0.retries).allow(Instant::now(), self.0.load.begun());
+        self.0.metrics.fleet.retry(is_allowed);
+        is_allowed.then(|| picture.seated(place, spec.deployment))
     }
 
     /// A connection to a node for a call on this edge thread; `None` when there is none in time.
@@ -305,70 +328,23 @@ impl Fleet {
         lock(&self.0.passes).entry(node).or_default().clone()
     }
 
-    fn link_of(&self, node: NodeId) -> Arc<NodeLink> {
-        let mut nodes = lock(&self.0.nodes);
-        let entry = nodes.entry(node).or_insert_with(|| Node {
-            link: Arc::new(NodeLink::new(node, self.pass_of(node))),
-            control: None,
-            state: Arc::default(),
-            load: Arc::default(),
-        });
-        entry.link.clone()
-    }
-
-    fn register(&self, link: &NodeLink, stream: u64, protocol: u32) -> mpsc::Receiver<GatewayMessage> {
-        let (orders, inbox) = mpsc::channel(MAX_ORDERS);
-        let mut nodes = lock(&self.0.nodes);
-        if let Some(node) = nodes.get_mut(&link.node) {
-            node.control = Some(Control { stream, orders, kept: None, protocol });
-        }
-        self.redraw(&nodes);
-        inbox
-    }
-
-    fn heard(&self, node: NodeId, stream: u64, mut state: NodeState) {
-        // Placement looks versions up in it.
-        state.warm.sort_unstable();
-        let mut nodes = lock(&self.0.nodes);
-        let Some(entry) = nodes.get_mut(&node) else { return };
-        let is_current = entry.control.as_ref().is_some_and(|control| control.stream == stream);
-        if !is_current {
-            return;
-        }
-        if entry.load.heard(state.busy) | (*entry.state != state) {
-            entry.state = Arc::new(state);
-            self.redraw(&nodes);
-        }
-    }
-
-    /// The node's control stream ended: unless there is a newer one, it gets no more calls.
-    fn lost(&self, node: NodeId, stream: u64) {
-        let mut nodes = lock(&self.0.nodes);
-        let Some(entry) = nodes.get(&node) else { return };
-        if entry.control.as_ref().is_none_or(|control| control.stream != stream) {
-            return;
-        }
-        let link = entry.link.clone();
-        nodes.remove(&node);
-        self.redraw(&nodes);
-        drop(nodes);
-        self.0.stocks.forget(&link);
-    }
-
     fn redraw(&self, nodes: &HashMap<NodeId, Node>) {
         let linked = nodes.values().filter_map(|node| Some((node, node.control.as_ref()?.protocol)));
         let mut seen: Vec<_> = linked
             .map(|(node, protocol)| {
                 let (link, state, load) = (node.link.clone(), node.state.clone(), node.load.clone());
                 let duty = self.duty(link.node).unwrap_or_default();
-                let candidate = Candidate { node: link.node, state: state.clone(), load, duty };
-                (Linked { link, state, duty, protocol }, candidate)
+                let health = node.health();
+                let is_avoided = health != Health::Well;
+                let candidate = Candidate { node: link.node, state: state.clone(), load, duty, is_avoided };
+                (Linked { link, state, duty, protocol, health }, candidate)
             })
             .collect();
         seen.sort_unstable_by_key(|(_, candidate)| candidate.node);
         let (nodes, candidates): (Vec<_>, Vec<_>) = seen.into_iter().unzip();
         let view = View::new(candidates, self.0.load.clone());
-        self.0.metrics.nodes.set(i64::try_from(nodes.len()).unwrap_or(i64::MAX));
+        let count = |health| nodes.iter().filter(|node| node.health == health).count();
+        self.0.metrics.fleet.nodes(nodes.len(), count(Health::Suspected), count(Health::Ejected));
         let roster = self.0.roster.load();
         let seen = roster.values().filter(|node| node.duty != Duty::Removed);
         let seen =

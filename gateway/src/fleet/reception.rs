@@ -64,6 +64,8 @@ pub(super) enum Turned {
     Protocol(u32),
     #[error("the agent spoke first on a work connection")]
     SpokeFirst,
+    #[error("it is of a former life of the node {0}")]
+    Former(NodeId),
     #[error("the node {node} says that it is the node {claimed}")]
     Imposter { node: NodeId, claimed: NodeId },
     #[error("the node {0} may not be here")]
@@ -142,7 +144,10 @@ impl Reception {
                 calls.clone().serve(stream, rest, asker, stop).await;
             }
             Kind::Work if !rest.is_empty() => return Err(Turned::SpokeFirst),
-            Kind::Work => fleet.0.stocks.deliver(&fleet.link_of(hello.node), stream.loosen()?),
+            Kind::Work => {
+                let link = fleet.link_of(hello.node, hello.epoch, Kind::Work).ok_or(Turned::Former(hello.node))?;
+                fleet.0.stocks.deliver(&link, stream.loosen()?);
+            }
             Kind::Join => {
                 let Some(enrolment) = &calls.enrolment else { return Err(Turned::NoJoining) };
                 enrolment.welcome(fleet, stream, rest).await;

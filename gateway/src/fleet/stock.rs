@@ -3,7 +3,7 @@
 //! node's reserve, bound to no thread yet, until a stock runs short.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -46,7 +46,15 @@ type Sender = SendRequest<Payload>;
 /// A node, as the stocks know it.
 pub(crate) struct NodeLink {
     pub(crate) node: NodeId,
+    /// Which life of the node it leads to.
+    pub(crate) epoch: u64,
     pub(crate) pass: Arc<Pass>,
+    /// Cancelled when the node is lost, removed, or has a new life: every work connection closes at once.
+    pub(crate) gone: CancellationToken,
+    /// Whether no call may begin any more.
+    left: AtomicBool,
+    /// Calls in a row that failed by the node's fault.
+    pub(crate) failed_in_a_row: AtomicU32,
     /// Work connections that are open; the agent has a limit for them.
     open: AtomicU32,
     /// That limit.
@@ -74,10 +82,14 @@ impl Drop for Open {
 }
 
 impl NodeLink {
-    pub(crate) fn new(node: NodeId, pass: Arc<Pass>) -> Self {
+    pub(crate) fn new(node: NodeId, epoch: u64, pass: Arc<Pass>) -> Self {
         Self {
             node,
+            epoch,
+            gone: pass.gone.child_token(),
             pass,
+            left: AtomicBool::new(false),
+            failed_in_a_row: AtomicU32::new(0),
             open: AtomicU32::new(0),
             max_connections: AtomicU32::new(u32::MAX),
             wanted: AtomicU32::new(0),
@@ -89,6 +101,14 @@ impl NodeLink {
     /// How many connections to ask the agent for, since the last time this was asked.
     pub(crate) fn take_wanted(&self) -> u32 {
         self.wanted.swap(0, Ordering::Relaxed)
+    }
+
+    /// A call of it did not fail.
+    pub(crate) fn succeeded(&self) {
+        // As a rule there is nothing to write, which other threads would have to read again.
+        if self.failed_in_a_row.load(Ordering::Relaxed) > 0 {
+            self.failed_in_a_row.store(0, Ordering::Relaxed);
+        }
     }
 
     fn want_one(&self) {
@@ -170,7 +190,7 @@ impl Stocks {
         link.open.fetch_add(1, Ordering::Relaxed);
         let dialled = Dialled { stream, open: Open(link.clone()) };
         let mut reserve = lock(&link.reserve);
-        if reserve.len() >= MAX_IDLE {
+        if reserve.len() >= MAX_IDLE || link.left.load(Ordering::Acquire) {
             return;
         }
         // First into the reserve, then the look at who waits; a call that runs short does it in the other order.
@@ -201,6 +221,10 @@ impl Stocks {
         }
         loop {
             let place = stock.wait(link.node);
+            // Whoever sends those away who wait has set it before.
+            if link.left.load(Ordering::Acquire) {
+                return None;
+            }
             if let Some(dialled) = link.take_reserved() {
                 stock.adopt(link.node, dialled);
             }
@@ -266,6 +290,7 @@ impl Stocks {
 
     /// Closes what is idle of a node that is gone, and sends those away who wait for it.
     pub(crate) fn forget(&self, link: &NodeLink) {
+        link.left.store(true, Ordering::Release);
         lock(&link.reserve).clear();
         let stocks = lock(&self.all).clone();
         for stock in stocks {
@@ -358,7 +383,7 @@ impl Stock {
             let connection = connection.with_upgrades();
             stock.put(node, sender);
             drop(stock);
-            let gone = open.0.pass.gone.clone();
+            let gone = open.0.gone.clone();
             let mut stop = Interrupt::new(async move {
                 tokio::select! { () = stop.cancelled() => {}, () = gone.cancelled() => {} }
             });

@@ -328,7 +328,7 @@ async fn a_deleted_function_is_retired() {
 #[tokio::test]
 async fn agents_that_are_turned_away() {
     let house = House::start(&[]).await;
-    let hello = |protocol, kind| Hello { protocol, node: NodeId::new(), kind };
+    let hello = |protocol, kind| Hello { protocol, node: NodeId::new(), kind, epoch: 0 };
     let mut old = frames(dial(&house.socket, &hello(VERSION + 1, Kind::Control)).await);
     let frame = old.next().await.unwrap().unwrap();
     let GatewayMessage::Refused { reason } = serde_json::from_slice(&frame).unwrap() else { panic!("{frame:?}") };

@@ -97,7 +97,7 @@ impl Door {
     }
 
     async fn ask_to_join(&self, protocol: u32, secret: String, key: &KeyPair) -> JoinAnswer {
-        let stream = self.dial(None, &Hello { protocol, node: NodeId::new(), kind: Kind::Join }).await;
+        let stream = self.dial(None, &Hello { protocol, node: NodeId::new(), kind: Kind::Join, epoch: 0 }).await;
         let request = base64::encode(CertificateParams::default().serialize_request(key).unwrap().der());
         let mut frames = Framed::new(stream, LengthDelimitedCodec::new());
         let request = JoinRequest { secret, name: "a machine".into(), request };
@@ -174,7 +174,7 @@ impl Member {
     }
 
     fn hello(&self, kind: Kind) -> Hello {
-        Hello { protocol: VERSION, node: self.node, kind }
+        Hello { protocol: VERSION, node: self.node, kind, epoch: 0 }
     }
 }
 

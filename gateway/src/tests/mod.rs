@@ -3,6 +3,7 @@
 
 mod calls;
 mod connections;
+mod failure;
 mod fleet;
 mod house;
 mod node;

@@ -35,9 +35,20 @@ pub(super) struct Node {
     pub(super) cut: CancellationToken,
 }
 
+/// How it differs from others.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Manner {
+    pub(super) epoch: u64,
+    /// Whether it opens no work connections.
+    pub(super) is_deaf: bool,
+}
+
 pub(super) struct Peer {
     socket: PathBuf,
-    node: NodeId,
+    pub(super) node: NodeId,
+    manner: Manner,
+    /// Work connections that the gateway asked for.
+    pub(super) asked: AtomicUsize,
     cut: CancellationToken,
     /// Calls of `/hang` that arrived.
     pub(super) hanging: AtomicUsize,
@@ -77,10 +88,16 @@ pub(super) async fn say(frames: &mut Framed<UnixStream, LengthDelimitedCodec>, m
 
 impl Node {
     pub(super) async fn join(socket: &Path) -> Self {
+        Self::join_as(socket, Manner::default()).await
+    }
+
+    pub(super) async fn join_as(socket: &Path, manner: Manner) -> Self {
         let cut = CancellationToken::new();
         let peer = Arc::new(Peer {
             socket: socket.to_owned(),
             node: NodeId::new(),
+            manner,
+            asked: AtomicUsize::new(0),
             cut: cut.clone(),
             hanging: AtomicUsize::new(0),
             finished: AtomicUsize::new(0),
@@ -91,7 +108,7 @@ impl Node {
         });
         let control = dial(socket, &peer.hello(Kind::Control)).await;
         tokio::spawn(until_cut(cut.clone(), peer.clone().control(control)));
-        for _ in 0..BASE {
+        for _ in 0..if manner.is_deaf { 0 } else { BASE } {
             tokio::spawn(until_cut(cut.clone(), peer.clone().work()));
         }
         Self { state: peer, cut }
@@ -104,7 +121,7 @@ async fn until_cut(cut: CancellationToken, work: impl Future<Output = ()>) {
 
 impl Peer {
     pub(super) fn hello(&self, kind: Kind) -> Hello {
-        Hello { protocol: VERSION, node: self.node, kind }
+        Hello { protocol: VERSION, node: self.node, kind, epoch: self.manner.epoch }
     }
 
     async fn control(self: Arc<Self>, stream: UnixStream) {
@@ -127,6 +144,8 @@ impl Peer {
                 frame = frames.next() => match frame {
                     Some(Ok(frame)) => match serde_json::from_slice(&frame).unwrap() {
                         GatewayMessage::Dial { connections } => {
+                            self.asked.fetch_add(connections as usize, Ordering::Relaxed);
+                            let connections = if self.manner.is_deaf { 0 } else { connections };
                             for _ in 0..connections {
                                 tokio::spawn(until_cut(self.cut.clone(), self.clone().work()));
                             }

@@ -2,8 +2,8 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use common::conduit::{Conduit, Socket};
@@ -19,6 +19,12 @@ use tokio_rustls::TlsConnector;
 
 /// How long a connection may take to open, its first line included.
 const DIAL_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Which life of the agent this is: when the process first dialled, in microseconds.
+static EPOCH: LazyLock<u64> = LazyLock::new(|| {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+});
 
 /// Who dials, and where to.
 #[derive(Clone, Debug)]
@@ -95,7 +101,7 @@ pub(crate) async fn shake(url: &NodeUrl, config: Arc<ClientConfig>) -> Result<Co
 
 /// Says the first line.
 pub(crate) async fn say_hello(stream: &mut Conduit, node: NodeId, kind: Kind) -> io::Result<()> {
-    let hello = Hello { protocol: VERSION, node, kind };
+    let hello = Hello { protocol: VERSION, node, kind, epoch: *EPOCH };
     let mut line = serde_json::to_vec(&hello).expect("a hello is numbers and words");
     line.push(b'\n');
     stream.write_all(&line).await?;

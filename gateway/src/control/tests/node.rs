@@ -91,7 +91,7 @@ impl Node {
 
 async fn hello(inner: &Inner, kind: Kind) -> UnixStream {
     let mut stream = UnixStream::connect(&inner.socket).await.unwrap();
-    let mut line = serde_json::to_vec(&Hello { protocol: VERSION, node: inner.id, kind }).unwrap();
+    let mut line = serde_json::to_vec(&Hello { protocol: VERSION, node: inner.id, kind, epoch: 0 }).unwrap();
     line.push(b'\n');
     stream.write_all(&line).await.unwrap();
     stream

@@ -10,6 +10,7 @@ struct Facts {
     memory: (u64, u64, Option<u64>),
     is_warm: bool,
     duty: Duty,
+    is_avoided: bool,
 }
 
 fn wanted() -> Wanted {
@@ -22,10 +23,10 @@ fn view(nodes: impl IntoIterator<Item = (NodeId, Facts)>, wanted: &Wanted) -> Vi
         load.heard(facts.busy);
         let (memory_total_mb, memory_used_mb, memory_idle_mb) = facts.memory;
         let warm = if facts.is_warm { vec![wanted.deployment] } else { Vec::new() };
-        let Facts { busy, cpus, duty, .. } = facts;
+        let Facts { busy, cpus, duty, is_avoided, .. } = facts;
         let state =
             NodeState { busy, cpus, memory_total_mb, memory_used_mb, memory_idle_mb, warm, ..NodeState::default() };
-        Candidate { node, state: Arc::new(state), load, duty }
+        Candidate { node, state: Arc::new(state), load, duty, is_avoided }
     };
     View::new(nodes.into_iter().map(candidate).collect(), Arc::default())
 }
@@ -66,6 +67,40 @@ fn choices() {
     check(&[memory(1024, 1000, None), memory(1024, 1000, Some(500))], Some(0), "an older agent does not say");
     check(&[Facts { is_warm: true, ..memory(1024, 1024, Some(0)) }, memory(1024, 0, None)], Some(0), "warm needs none");
     check(&[memory(1024, 1024, Some(0)), memory(1024, 1024, Some(0))], Some(0), "nowhere: the agent lets it wait");
+}
+
+#[test]
+fn who_is_silent_or_fails_is_avoided() {
+    let cold = Facts::default();
+    let avoided = Facts { is_avoided: true, is_warm: true, ..cold };
+    check(&[avoided], Some(0), "the only one");
+    check(&[avoided, cold], Some(1), "nothing new, warm or not");
+    check(&[avoided, Facts { busy: 1000, ..cold }], Some(1), "whatever the other one carries");
+    check(&[Facts { is_warm: false, ..avoided }, avoided], Some(1), "all are: as if none were");
+    check(&[avoided, Facts { duty: Duty::Draining, ..cold }], Some(0), "there is no other");
+}
+
+#[test]
+fn another_node_than_the_one_that_failed() {
+    let check = |facts: &[Facts], failed: usize, expected: Option<usize>| {
+        let wanted = wanted();
+        let nodes: Vec<_> = facts.iter().map(|_| NodeId::new()).collect();
+        let view = view(nodes.iter().copied().zip(facts.iter().copied()), &wanted);
+        assert_eq!(view.choose_other(&wanted, nodes[failed]), expected, "{}", facts.len());
+    };
+    let (cold, busy) = (Facts::default(), Facts { busy: 10, ..Facts::default() });
+    check(&[cold], 0, None);
+    check(&[cold, cold], 0, Some(1));
+    check(&[cold, cold], 1, Some(0));
+    check(&[cold, busy], 0, Some(1));
+    check(&[cold, Facts { is_avoided: true, ..cold }], 0, None);
+    let cordoned = Facts { duty: Duty::Cordoned, is_warm: true, ..cold };
+    check(&[cordoned, cordoned], 0, Some(1));
+    check(&[cold, cordoned], 0, Some(1));
+    check(&[cordoned], 0, None);
+    // One that is gone already is no other's place.
+    let (wanted, gone) = (wanted(), NodeId::new());
+    assert_eq!(view([(NodeId::new(), cold)], &wanted).choose_other(&wanted, gone), Some(0));
 }
 
 #[test]

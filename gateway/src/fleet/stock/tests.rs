@@ -21,7 +21,7 @@ impl Fleet {
     fn start(max: u32) -> Self {
         let fleet = Self {
             stocks: Arc::new(Stocks::new()),
-            link: Arc::new(NodeLink::new(NodeId::new(), Arc::default())),
+            link: Arc::new(NodeLink::new(NodeId::new(), 0, Arc::default())),
             dialled: Arc::default(),
         };
         fleet.link.max_connections.store(max, Ordering::Relaxed);
