@@ -21,10 +21,11 @@ pub struct Settings {
     /// What this node has or is, for lists and placement: `zone=a,disk=ssd`.
     #[arg(long, env = "NODE_LABELS", default_value = "")]
     pub node_labels: Labels,
-    /// The gateway's node port, such as `https://gateway.example.com:9443`. Default: the one by which this machine
-    /// joined; where it joined none, the gateway is on this machine.
-    #[arg(long, env = "GATEWAY_URL")]
-    pub gateway_url: Option<NodeUrl>,
+    /// The gateways' node ports, such as `https://gateway.example.com:9443`, separated by commas. A name that has several
+    /// addresses is as many gateways. Default: those by which this machine joined; where it joined none, the gateway is on
+    /// this machine.
+    #[arg(long, env = "GATEWAY_URL", value_delimiter = ',')]
+    pub gateway_url: Vec<NodeUrl>,
     /// Whether the gateway is on this machine whatever is set. No setting: `dartcloud dev` is gateway and agent.
     #[arg(skip)]
     pub is_local: bool,

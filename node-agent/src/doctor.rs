@@ -9,8 +9,8 @@ use common::settings::Place;
 
 use crate::Settings;
 use crate::identity::Identity;
-use crate::link::Way;
 use crate::link::calls::Calls;
+use crate::link::{Gateways, Way};
 use crate::sandbox::{EngineFacts, examine_engine, has_runner};
 use crate::station::station;
 
@@ -110,9 +110,9 @@ async fn gateway(settings: &Settings, place: &Place) -> Option<Gateway> {
         Ok(station) => station,
         Err(error) => return Some(Gateway { place: "?".into(), clock_ahead: Err(Chain(&error).to_string()) }),
     };
-    let Way::Tls { .. } = &station.dialer.way else { return None };
-    let place = station.dialer.way.to_string();
-    let calls = Calls::new(station.dialer);
+    let way @ Way::Tls { .. } = station.ways.first()? else { return None };
+    let place = way.to_string();
+    let calls = Calls::new(Gateways::new(station.node, station.ways));
     let asked = Utc::now();
     let told = calls.clock().await;
     // Half the way there and half the way back.

@@ -37,6 +37,9 @@ pub enum JoinError {
     /// The identity cannot be made or kept.
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    /// None was named.
+    #[error("no gateway is named")]
+    NoGateway,
     /// The gateway cannot be reached.
     #[error("cannot reach the gateway at {url}")]
     Dial {
@@ -71,18 +74,32 @@ pub struct Joined {
     pub clock_ahead: Option<TimeDelta>,
 }
 
-/// Joins the fleet of the gateway at `url`, unless the machine whose data lies in `data_dir` has joined one before.
+/// Joins the fleet of the gateways at `urls`, through the first of them that can be reached, unless the machine whose data lies in `data_dir` has joined one before.
 ///
 /// # Errors
-/// The gateway is not there, is not the one that the token means, or refuses the token.
-pub async fn join(data_dir: &Path, url: &NodeUrl, token: &JoinToken, name: String) -> Result<Joined, JoinError> {
+/// No gateway is there, or the one that is, is not one that the token means, or refuses the token.
+pub async fn join(data_dir: &Path, urls: &[NodeUrl], token: &JoinToken, name: &str) -> Result<Joined, JoinError> {
     if let Some(identity) = Identity::load(data_dir)?.filter(|identity| !identity.is_over()) {
         return Ok(Joined { node: identity.node, before: true, clock_ahead: None });
     }
-    timeout(JOIN_DEADLINE, ask(data_dir, url, token, name)).await.unwrap_or(Err(JoinError::Late(url.clone())))
+    let mut joined = Err(JoinError::NoGateway);
+    for url in urls {
+        let asked = timeout(JOIN_DEADLINE, ask(data_dir, url, urls, token, name)).await;
+        joined = asked.unwrap_or_else(|_| Err(JoinError::Late(url.clone())));
+        if !matches!(joined, Err(JoinError::Dial { .. })) {
+            break;
+        }
+    }
+    joined
 }
 
-async fn ask(data_dir: &Path, url: &NodeUrl, token: &JoinToken, name: String) -> Result<Joined, JoinError> {
+async fn ask(
+    data_dir: &Path,
+    url: &NodeUrl,
+    urls: &[NodeUrl],
+    token: &JoinToken,
+    name: &str,
+) -> Result<Joined, JoinError> {
     let key = FreshKey::make()?;
     let mut stream = dial::shake(url, Arc::new(tls(token.pin()))).await.map_err(|error| match error {
         DialError::Foreign(_) => JoinError::OtherFleet(url.clone()),
@@ -91,7 +108,7 @@ async fn ask(data_dir: &Path, url: &NodeUrl, token: &JoinToken, name: String) ->
     let authority = authority_of(&stream, token.pin()).ok_or_else(|| JoinError::OtherFleet(url.clone()))?;
     dial::say_hello(&mut stream, NodeId::new(), Kind::Join).await.map_err(|_| JoinError::Silent)?;
     let mut frames = Framed::new(stream, LengthDelimitedCodec::new());
-    let request = JoinRequest { secret: token.secret(), name, request: key.request()? };
+    let request = JoinRequest { secret: token.secret(), name: name.to_owned(), request: key.request()? };
     let request = serde_json::to_vec(&request).expect("a request is words");
     frames.send(Bytes::from(request)).await.map_err(|_| JoinError::Silent)?;
     let answer = frames.next().await.and_then(Result::ok).ok_or(JoinError::Silent)?;
@@ -101,7 +118,7 @@ async fn ask(data_dir: &Path, url: &NodeUrl, token: &JoinToken, name: String) ->
     };
     let ahead = Utc::now() - credential.now;
     let node = credential.node;
-    Identity::new(url.clone(), &authority, &key, credential).keep(data_dir)?;
+    Identity::new(url, urls, &authority, &key, credential).keep(data_dir)?;
     Ok(Joined { node, before: false, clock_ahead: Some(ahead).filter(|ahead| ahead.abs() > CLOCK_TOLERANCE) })
 }
 
@@ -254,7 +271,7 @@ mod tests {
         }
         let directory = tempfile::tempdir().unwrap();
         let other = JoinToken::new([0; 32], Digest::of(b"another authority"));
-        let refused = join(directory.path(), &url, &other, "one".into()).await.unwrap_err();
+        let refused = join(directory.path(), std::slice::from_ref(&url), &other, "one").await.unwrap_err();
         assert!(matches!(refused, JoinError::OtherFleet(_)), "{refused}");
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
     }

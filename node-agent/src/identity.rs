@@ -48,8 +48,11 @@ pub enum IdentityError {
 #[derive(Clone, Serialize, Deserialize)]
 pub(crate) struct Identity {
     pub(crate) node: NodeId,
-    /// Where the gateway is.
-    pub(crate) url: NodeUrl,
+    /// Where the gateway is that took it in.
+    url: NodeUrl,
+    /// Where the fleet's other gateways are, as far as they were named.
+    #[serde(default)]
+    others: Vec<NodeUrl>,
     /// The authority's certificate, DER as Base64.
     authority: String,
     /// Ours.
@@ -80,17 +83,29 @@ impl FreshKey {
 }
 
 impl Identity {
-    /// The identity of a machine that was taken in by the gateway at `url`.
-    pub(crate) fn new(url: NodeUrl, authority: &CertificateDer<'_>, key: &FreshKey, credential: Credential) -> Self {
+    /// The identity of a machine that was taken in by the gateway at `url`, one of these.
+    pub(crate) fn new(
+        url: &NodeUrl,
+        urls: &[NodeUrl],
+        authority: &CertificateDer<'_>,
+        key: &FreshKey,
+        credential: Credential,
+    ) -> Self {
         Self {
             node: credential.node,
-            url,
+            url: url.clone(),
+            others: urls.iter().filter(|other| *other != url).cloned().collect(),
             authority: base64::encode(authority),
             certificate: credential.certificate,
             key: base64::encode(key.0.serialize_der()),
             received_at: Utc::now(),
             lifetime_seconds: credential.lifetime_seconds,
         }
+    }
+
+    /// Where the gateways are.
+    pub(crate) fn urls(&self) -> Vec<NodeUrl> {
+        std::iter::once(&self.url).chain(&self.others).cloned().collect()
     }
 
     /// The same node with a new certificate.
@@ -203,7 +218,10 @@ mod tests {
             now: Utc::now(),
         };
         let url: NodeUrl = "https://gateway.example:9443".parse().unwrap();
-        let identity = Identity::new(url, authority.der(), &key, credential);
+        let other: NodeUrl = "https://other.example:9443".parse().unwrap();
+        let urls = [other.clone(), url.clone()];
+        let identity = Identity::new(&url, &urls, authority.der(), &key, credential);
+        assert_eq!(identity.urls(), [url, other]);
         for _ in 0..2 {
             identity.keep(&data_dir).unwrap();
             let mode = std::fs::metadata(data_dir.join(FILE)).unwrap().permissions().mode();

@@ -1,5 +1,6 @@
-//! The sandboxes that the gateway wants kept warm whether or not anybody calls: each version that is to have some is
-//! looked at now and then, and what it misses is started in the background.
+//! The sandboxes that gateways want kept warm whether or not anybody calls: each version that is to have some is looked at
+//! now and then, and what it misses is started in the background. Of what several gateways want the most counts: they
+//! see the same fleet, as a rule, and want the same.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,6 +16,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::backoff::Backoff;
 use crate::build::{Builds, NotReady};
 use crate::deployments::{Deployments, LookupError};
+use crate::link::GatewayNumber;
 use crate::sandbox::{LeaseError, Sandboxes};
 use crate::server::{NoServer, Servers};
 
@@ -29,7 +31,14 @@ pub(crate) struct Kept {
     builds: Arc<Builds>,
     sandboxes: Arc<Sandboxes>,
     servers: Arc<Servers>,
-    held: Mutex<HashMap<DeploymentId, Held>>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// What each gateway wants.
+    wishes: HashMap<GatewayNumber, Vec<Warm>>,
+    held: HashMap<DeploymentId, Held>,
 }
 
 /// One version's.
@@ -61,14 +70,21 @@ impl Kept {
         sandboxes: Arc<Sandboxes>,
         servers: Arc<Servers>,
     ) -> Arc<Self> {
-        Arc::new(Self { deployments, builds, sandboxes, servers, held: Mutex::default() })
+        Arc::new(Self { deployments, builds, sandboxes, servers, state: Mutex::default() })
     }
 
-    /// Keeps these from now on, and nothing else.
-    pub(crate) fn want(self: &Arc<Self>, wanted: &[Warm]) {
-        let wanted: HashMap<_, _> =
-            wanted.iter().take(MAX_KEPT).map(|warm| (warm.deployment, warm.sandboxes)).collect();
-        let mut held = self.lock();
+    /// Keeps these for a gateway from now on, and nothing else.
+    pub(crate) fn want(self: &Arc<Self>, gateway: GatewayNumber, wanted: &[Warm]) {
+        let mut state = self.lock();
+        match wanted {
+            [] => drop(state.wishes.remove(&gateway)),
+            wanted => drop(state.wishes.insert(gateway, wanted.iter().take(MAX_KEPT).copied().collect())),
+        }
+        self.settle(&mut state);
+    }
+
+    fn settle(self: &Arc<Self>, State { wishes, held }: &mut State) {
+        let wanted = most(wishes.values());
         held.retain(|deployment, held| {
             let stays = wanted.get(deployment) == Some(&held.sandboxes);
             if !stays {
@@ -88,16 +104,18 @@ impl Kept {
 
     /// The deployment gets no more calls.
     pub(crate) fn retire(&self, deployment: DeploymentId) {
-        if self.lock().remove(&deployment).is_some() {
+        let mut state = self.lock();
+        state.wishes.values_mut().for_each(|wishes| wishes.retain(|warm| warm.deployment != deployment));
+        if state.held.remove(&deployment).is_some() {
             self.sandboxes.keep(deployment, 0);
         }
     }
 
     /// Those that have all that they are to have.
     pub(crate) fn full(&self) -> Vec<DeploymentId> {
-        let held = self.lock();
+        let state = self.lock();
         let mut full: Vec<_> =
-            held.iter().filter(|(_, held)| held.full.load(Ordering::Relaxed)).map(|(id, _)| *id).collect();
+            state.held.iter().filter(|(_, held)| held.full.load(Ordering::Relaxed)).map(|(id, _)| *id).collect();
         // So that two heartbeats of the same state are equal.
         full.sort_unstable();
         full
@@ -105,11 +123,13 @@ impl Kept {
 
     /// Keeps nothing any more.
     pub(crate) fn close(self: &Arc<Self>) {
-        self.want(&[]);
+        let mut state = self.lock();
+        state.wishes.clear();
+        self.settle(&mut state);
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<DeploymentId, Held>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Looks after one version, without end.
@@ -144,5 +164,34 @@ impl Kept {
             self.servers.hold(&spec).await?;
         }
         Ok(())
+    }
+}
+
+/// Of each version as many as who wants most of it.
+fn most<'a>(wishes: impl Iterator<Item = &'a Vec<Warm>>) -> HashMap<DeploymentId, u32> {
+    let mut wanted = HashMap::new();
+    for warm in wishes.flatten() {
+        let sandboxes = wanted.entry(warm.deployment).or_default();
+        *sandboxes = warm.sandboxes.max(*sandboxes);
+    }
+    wanted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_most_that_any_gateway_wants() {
+        let [one, two, three] = [(); 3].map(|()| DeploymentId::new());
+        let wishes = |wishes: &[(DeploymentId, u32)]| -> Vec<Warm> {
+            wishes
+                .iter()
+                .map(|(deployment, sandboxes)| Warm { deployment: *deployment, sandboxes: *sandboxes })
+                .collect()
+        };
+        let all = [wishes(&[(one, 1), (two, 3)]), wishes(&[(two, 2), (three, 1)]), wishes(&[])];
+        assert_eq!(most(all.iter()), HashMap::from([(one, 1), (two, 3), (three, 1)]));
+        assert_eq!(most([].iter()), HashMap::new());
     }
 }

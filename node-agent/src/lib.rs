@@ -34,7 +34,7 @@ use deployments::Deployments;
 use invocation::Invocations;
 use kept::Kept;
 use link::calls::Calls;
-use link::{AnswerBody, Cut, Link, Orders, Stops};
+use link::{AnswerBody, Cut, GatewayNumber, Gateways, LEAVE_GRACE, Links, Orders, Stops};
 use metrics::Metrics;
 use renewal::Renewal;
 use sandbox::Sandboxes;
@@ -74,8 +74,6 @@ use station::{Station, station};
 const DRAIN_DEADLINE: Duration = Duration::from_secs(30);
 /// How long calls that were cut off have to write their records.
 const RECORD_GRACE: Duration = Duration::from_secs(2);
-/// How long a gateway has to notice that we leave, before idle connections close under it.
-const LEAVE_GRACE: Duration = Duration::from_millis(250);
 /// Largest build order, in bytes: a deployment with its whole environment.
 const MAX_ORDER_BYTES: usize = 1024 * 1024;
 
@@ -142,10 +140,11 @@ pub async fn run(
     let Shared { place, bodies, archives } = shared;
     let data_dir = &place.data_dir;
     let _lock = lock(data_dir)?;
-    let Station { dialer, identity } = station(&settings, data_dir, place.link_socket())?;
+    let Station { node, ways, identity } = station(&settings, data_dir, place.link_socket())?;
     let metrics = Metrics::new(&registry)?;
     let runtimes = Arc::new(Runtimes::load(place.runtimes_dir.as_deref())?);
-    let calls = Calls::new(dialer.clone());
+    let gateways = Gateways::new(node, ways);
+    let calls = Calls::new(Arc::clone(&gateways));
     let _renewal = identity.map(|identity| Renewal::start(identity, data_dir, &calls, &metrics, &stop));
     let sink = sink(&store, &calls).await?;
     let spool = within(data_dir, "spool", |path| Spool::open(path, &settings.spool, Arc::clone(&metrics)))?;
@@ -155,7 +154,7 @@ pub async fn run(
     let cache = within(data_dir, "builds", |path| {
         BuildCache::open(path.to_owned(), settings.build_cache.bytes(), Arc::clone(&metrics))
     })?;
-    let sandboxes = Sandboxes::open(&settings.sandbox, dialer.node, data_dir, Arc::clone(&runtimes), &registry).await?;
+    let sandboxes = Sandboxes::open(&settings.sandbox, node, data_dir, Arc::clone(&runtimes), &registry).await?;
     let deployments = Arc::new(Deployments::new(Arc::clone(&calls)));
     let builds = Builds::new(build::Parts {
         runtimes,
@@ -168,7 +167,7 @@ pub async fn run(
     });
     let servers = Servers::new(Arc::clone(&sandboxes), Arc::clone(&builds));
     let invocations = Invocations::new(invocation::Parts {
-        node: dialer.node,
+        node,
         bodies,
         held: settings.bodies,
         stale: settings.stale,
@@ -194,8 +193,8 @@ pub async fn run(
         metrics: Arc::clone(&metrics),
         cpus: std::thread::available_parallelism().ok().and_then(|cpus| u32::try_from(cpus.get()).ok()),
     });
-    let link = Link {
-        dialer,
+    let links = Links {
+        gateways,
         name: settings.node_name.unwrap_or_else(machine_name),
         labels: settings.node_labels,
         args: settings.link,
@@ -203,7 +202,7 @@ pub async fn run(
         readiness,
         metrics,
     };
-    agent.serve(link, sink, stop).await;
+    agent.serve(links, sink, stop).await;
     Ok(())
 }
 
@@ -233,9 +232,9 @@ struct Agent {
 
 impl Agent {
     /// Runs the parts that run by themselves, and on `stop` ends all, each after those that need it.
-    async fn serve(&self, link: Link, sink: Arc<dyn Ship>, stop: CancellationToken) {
+    async fn serve(&self, links: Links, sink: Arc<dyn Ship>, stop: CancellationToken) {
         let (stops, stop_spool) = (Stops::default(), CancellationToken::new());
-        let mut linked = AbortOnDropHandle::new(tokio::spawn(link.run(stops.clone())));
+        let mut linked = AbortOnDropHandle::new(tokio::spawn(links.run(stops.clone())));
         let spooled = AbortOnDropHandle::new(tokio::spawn(Arc::clone(&self.spool).run(sink, stop_spool.clone())));
         let answered = AbortOnDropHandle::new(tokio::spawn(Arc::clone(&self.answers).run(stop_spool.clone())));
         stop.cancelled().await;
@@ -326,8 +325,8 @@ impl Orders for Agent {
         }
     }
 
-    fn keep(&self, warm: &[Warm]) {
-        self.kept.want(warm);
+    fn keep(&self, gateway: GatewayNumber, warm: &[Warm]) {
+        self.kept.want(gateway, warm);
     }
 }
 

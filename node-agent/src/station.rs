@@ -1,4 +1,4 @@
-//! Which node this machine is, and how it reaches its gateway: by what it got when it joined, or as the gateway's own.
+//! Which node this machine is, and how it reaches its gateways: by what it got when it joined, or as the gateway's own.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,12 +9,13 @@ use common::ids::NodeId;
 use rustls::ClientConfig;
 
 use crate::identity::Identity;
-use crate::link::{Dialer, Way};
+use crate::link::Way;
 use crate::{Settings, StartError, unusable};
 
-/// Who this machine is, and where its gateway is.
+/// Who this machine is, and where its gateways are.
 pub(crate) struct Station {
-    pub(crate) dialer: Dialer,
+    pub(crate) node: NodeId,
+    pub(crate) ways: Vec<Way>,
     /// Of a machine that joined a fleet, with what connections show of it.
     pub(crate) identity: Option<(Identity, Arc<ArcSwap<ClientConfig>>)>,
 }
@@ -22,17 +23,15 @@ pub(crate) struct Station {
 pub(crate) fn station(settings: &Settings, data_dir: &Path, socket: PathBuf) -> Result<Station, StartError> {
     let identity = if settings.is_local { None } else { Identity::load(data_dir)? };
     let Some(identity) = identity else {
-        if settings.gateway_url.is_some() && !settings.is_local {
+        if !settings.gateway_url.is_empty() && !settings.is_local {
             return Err(StartError::NotJoined);
         }
-        let dialer = Dialer { way: Way::Unix(socket), node: node_id(data_dir)? };
-        return Ok(Station { dialer, identity: None });
+        return Ok(Station { node: node_id(data_dir)?, ways: vec![Way::Unix(socket)], identity: None });
     };
     let config = Arc::new(ArcSwap::from_pointee(identity.tls()?));
-    let url = settings.gateway_url.clone().unwrap_or_else(|| identity.url.clone());
-    let way = Way::Tls { url, config: Arc::clone(&config) };
-    let dialer = Dialer { way, node: identity.node };
-    Ok(Station { dialer, identity: Some((identity, config)) })
+    let urls = if settings.gateway_url.is_empty() { identity.urls() } else { settings.gateway_url.clone() };
+    let ways = urls.into_iter().map(|url| Way::Tls { url, config: Arc::clone(&config) }).collect();
+    Ok(Station { node: identity.node, ways, identity: Some((identity, config)) })
 }
 
 /// This machine's id: made once, then read.

@@ -15,6 +15,7 @@ use crate::platform::{Form, Platform, Program, free_ports, program, until};
 use crate::two_processes::Database;
 
 mod builds;
+mod gateways;
 
 /// How long a node may take until it is linked, or gone.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -1,5 +1,5 @@
-//! What the agent asks of a gateway: archives, builds, deployments, and that it takes records. A few connections
-//! are kept for it, each call has a deadline.
+//! What the agent asks of its gateways: archives, builds, deployments, and that they take records. What one does not know,
+//! or cannot do now, the next is asked. A few connections are kept for it, each call has a deadline.
 
 use std::future::Future;
 use std::io;
@@ -31,8 +31,8 @@ use tokio_util::io::ReaderStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::Dialer;
 use super::dial::DialError;
+use super::gateways::{Gateway, GatewayNumber, Gateways};
 use crate::build::packed;
 
 /// Most calls under way; others wait their turn.
@@ -53,6 +53,9 @@ const READ_BYTES: usize = 64 * 1024;
 /// A call failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CallError {
+    /// Nobody to ask.
+    #[error("no gateway is known")]
+    NoGateway,
     /// No connection.
     #[error(transparent)]
     Dial(#[from] DialError),
@@ -98,8 +101,8 @@ type CallBody = UnsyncBoxBody<Bytes, io::Error>;
 
 /// The client.
 pub(crate) struct Calls {
-    dialer: Dialer,
-    idle: Mutex<Vec<SendRequest<CallBody>>>,
+    gateways: Arc<Gateways>,
+    idle: Mutex<Vec<(GatewayNumber, SendRequest<CallBody>)>>,
     turns: Semaphore,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -107,9 +110,9 @@ pub(crate) struct Calls {
 
 impl Calls {
     /// A client that opens connections as it needs them.
-    pub(crate) fn new(dialer: Dialer) -> Arc<Self> {
+    pub(crate) fn new(gateways: Arc<Gateways>) -> Arc<Self> {
         Arc::new(Self {
-            dialer,
+            gateways,
             idle: Mutex::new(Vec::new()),
             turns: Semaphore::new(MAX_CALLS),
             tasks: TaskTracker::new(),
@@ -288,27 +291,46 @@ impl Calls {
         Ok(Some(hasher.finish()))
     }
 
-    /// Sends what `make` makes: on an idle connection first, and once more on a fresh one when that had gone
-    /// stale. All calls may be repeated.
+    /// Sends what `make` makes to one gateway after the other, until one does it. All calls may be repeated.
     async fn send(
         &self,
         make: &(dyn Fn() -> io::Result<Request<CallBody>> + Sync),
     ) -> Result<Response<Incoming>, CallError> {
         let _turn = self.turns.acquire().await.expect("the semaphore is never closed");
-        if let Some(mut idle) = self.take_idle() {
+        let mut best = None;
+        for gateway in self.gateways.order() {
+            let answer = self.ask(&gateway, make).await;
+            let says = says(&answer);
+            if says == Says::Done {
+                return answer;
+            }
+            if best.as_ref().is_none_or(|(before, _)| *before < says) {
+                best = Some((says, answer));
+            }
+        }
+        best.map_or(Err(CallError::NoGateway), |(_, answer)| answer)
+    }
+
+    /// Asks one gateway: on an idle connection first, and once more on a fresh one when that had gone stale.
+    async fn ask(
+        &self,
+        gateway: &Gateway,
+        make: &(dyn Fn() -> io::Result<Request<CallBody>> + Sync),
+    ) -> Result<Response<Incoming>, CallError> {
+        if let Some(mut idle) = self.take_idle(gateway.number) {
             if let Ok(answer) = idle.send_request(make().map_err(CallError::File)?).await {
-                self.keep(idle);
+                self.keep(gateway.number, idle);
                 return Ok(answer);
             }
         }
-        let mut fresh = self.connect().await?;
+        let mut fresh = self.connect(gateway).await?;
         let answer = fresh.send_request(make().map_err(CallError::File)?).await.map_err(CallError::Broken)?;
-        self.keep(fresh);
+        self.keep(gateway.number, fresh);
         Ok(answer)
     }
 
-    async fn connect(&self) -> Result<SendRequest<CallBody>, CallError> {
-        let stream = self.dialer.dial(Kind::Calls).await?;
+    async fn connect(&self, gateway: &Gateway) -> Result<SendRequest<CallBody>, CallError> {
+        let stream = gateway.dialer.dial(Kind::Calls).await?;
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(CallError::Broken)?;
         let stop = self.stop.clone();
         self.tasks.spawn(async move {
@@ -322,18 +344,41 @@ impl Calls {
 
     /// An idle connection is one whose last answer was read to its end; others are not ready and are dropped once
     /// they are closed.
-    fn take_idle(&self) -> Option<SendRequest<CallBody>> {
+    fn take_idle(&self, of: GatewayNumber) -> Option<SendRequest<CallBody>> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        idle.retain(|sender| !sender.is_closed());
-        let ready = idle.iter().position(SendRequest::is_ready)?;
-        Some(idle.swap_remove(ready))
+        idle.retain(|(_, sender)| !sender.is_closed());
+        let ready = idle.iter().position(|(number, sender)| *number == of && sender.is_ready())?;
+        Some(idle.swap_remove(ready).1)
     }
 
-    fn keep(&self, sender: SendRequest<CallBody>) {
+    fn keep(&self, of: GatewayNumber, sender: SendRequest<CallBody>) {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.retain(|(_, sender)| !sender.is_closed());
         if idle.len() < MAX_CALLS {
-            idle.push(sender);
+            idle.push((of, sender));
         }
+    }
+}
+
+/// What a gateway's answer means for a call that others could be asked for. Of several that did not do it, the greatest
+/// says most: that one could not be asked is more than that another knows of nothing, and that more than that a third was
+/// not the one who placed it here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Says {
+    NotYours,
+    Unknown,
+    Trouble,
+    Done,
+}
+
+fn says(answer: &Result<Response<Incoming>, CallError>) -> Says {
+    match answer.as_ref().map(Response::status) {
+        Ok(StatusCode::FORBIDDEN) => Says::NotYours,
+        Ok(StatusCode::NOT_FOUND) => Says::Unknown,
+        Ok(status) if status.is_server_error() => Says::Trouble,
+        // What is wrong with the call itself is so at every gateway.
+        Ok(_) | Err(CallError::File(_)) => Says::Done,
+        Err(_) => Says::Trouble,
     }
 }
 

@@ -11,9 +11,11 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::codec::{Framed, LengthDelimitedCodec};
 use tokio_util::sync::CancellationToken;
 
-use super::Link;
 use super::dial::{DialError, explain_refusal};
+use super::gateways::Visit;
 use super::work::{Session, Work};
+use super::{ALIAS_RETRY, Link, REFUSED_RETRY};
+use crate::backoff::Backoff;
 
 /// How long the gateway may take to welcome us, or to take a frame.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
@@ -31,12 +33,25 @@ pub(super) enum ControlError {
     Stream(#[from] io::Error),
     #[error("the gateway did not answer on the control stream in time")]
     Deadline,
+    #[error("another address leads to the same gateway")]
+    Alias,
 }
 
 impl ControlError {
     /// Whether the gateway is there and will not have this node.
     pub(super) fn is_refusal(&self) -> bool {
         matches!(self, Self::Refused(_) | Self::Dial(DialError::Refused(_) | DialError::Foreign(_)))
+    }
+}
+
+impl ControlError {
+    /// How long to wait, where it is not for the gateway to come up.
+    pub(super) fn pause(&self) -> Option<Duration> {
+        match self {
+            Self::Alias => Some(ALIAS_RETRY),
+            error if error.is_refusal() => Some(REFUSED_RETRY),
+            _ => None,
+        }
     }
 }
 
@@ -48,12 +63,18 @@ enum Event {
     Leave,
 }
 
-/// Registers and serves until the stream ends (an error), or until `leave` (not one).
-pub(super) async fn run(link: &Link, work: &Work, leave: &CancellationToken) -> Result<(), ControlError> {
+/// Registers and serves until the stream ends (an error), or until `leave` (not one). A welcome resets `backoff`.
+pub(super) async fn run(
+    link: &Link,
+    work: &Work,
+    leave: &CancellationToken,
+    backoff: &mut Backoff,
+) -> Result<(), ControlError> {
     let joined = tokio::select! { joined = join(link) => joined, () = leave.cancelled() => return Ok(()) };
-    let mut frames = joined?;
-    tracing::info!(gateway = %link.dialer.way, node = %link.dialer.node, "linked with the gateway");
-    link.readiness.set(true);
+    let (mut frames, visit) = joined?;
+    tracing::info!(gateway = %link.gateway.dialer.way, node = %link.gateway.dialer.node, "linked with the gateway");
+    visit.is_welcome();
+    backoff.reset();
     let session = work.begin();
     let mut heartbeat = interval(Duration::from_millis(HEARTBEAT_MS));
     heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -66,27 +87,29 @@ pub(super) async fn run(link: &Link, work: &Work, leave: &CancellationToken) -> 
         match event {
             Event::Heard(None) => return Err(ControlError::Closed),
             Event::Heard(Some(frame)) => obey(link, &session, &frame?)?,
-            Event::HeartbeatDue => say(&mut frames, &AgentMessage::Heartbeat(link.orders.state())).await?,
+            Event::HeartbeatDue => say(&mut frames, &AgentMessage::Heartbeat(link.all.orders.state())).await?,
             Event::Leave => return Ok(()),
         }
     }
 }
 
-async fn join(link: &Link) -> Result<Frames, ControlError> {
-    let stream = link.dialer.dial(Kind::Control).await?;
+async fn join(link: &Link) -> Result<(Frames, Visit), ControlError> {
+    let stream = link.gateway.dialer.dial(Kind::Control).await?;
+    let all = &link.all;
+    let visit = all.gateways.visit(&link.gateway, &stream, &all.readiness).ok_or(ControlError::Alias)?;
     let codec = LengthDelimitedCodec::builder().max_frame_length(MAX_FRAME_BYTES).new_codec();
     let mut frames = Framed::new(stream, codec);
     let register = AgentMessage::Register {
-        name: link.name.clone(),
-        max_connections: link.args.link_max_connections,
-        deployments: link.orders.state().warm,
-        labels: link.labels.clone(),
+        name: all.name.clone(),
+        max_connections: all.args.link_max_connections,
+        deployments: all.orders.state().warm,
+        labels: all.labels.clone(),
     };
     say(&mut frames, &register).await?;
     let first = timeout(ANSWER_DEADLINE, frames.next()).await.map_err(|_| ControlError::Deadline)?;
     let frame = first.ok_or(ControlError::Closed)?.map_err(explain_refusal)?;
     match serde_json::from_slice(&frame).map_err(io::Error::from)? {
-        GatewayMessage::Welcome { .. } => Ok(frames),
+        GatewayMessage::Welcome { .. } => Ok((frames, visit)),
         GatewayMessage::Refused { reason } => Err(ControlError::Refused(reason)),
         GatewayMessage::Dial { .. } | GatewayMessage::Retire { .. } | GatewayMessage::Keep { .. } => {
             Err(io::Error::new(io::ErrorKind::InvalidData, "an order came before the welcome").into())
@@ -98,8 +121,8 @@ fn obey(link: &Link, session: &Session, frame: &[u8]) -> Result<(), ControlError
     match serde_json::from_slice(frame) {
         Ok(GatewayMessage::Welcome { .. }) => {}
         Ok(GatewayMessage::Dial { connections }) => session.want(connections),
-        Ok(GatewayMessage::Retire { deployments }) => link.orders.retire(&deployments),
-        Ok(GatewayMessage::Keep { warm }) => link.orders.keep(&warm),
+        Ok(GatewayMessage::Retire { deployments }) => link.all.orders.retire(&deployments),
+        Ok(GatewayMessage::Keep { warm }) => link.all.orders.keep(link.gateway.number, &warm),
         Ok(GatewayMessage::Refused { reason }) => return Err(ControlError::Refused(reason)),
         // A newer gateway may say what we do not know yet; what we must know, it does not send to our version.
         Err(error) => tracing::debug!(%error, "an order that this version does not know"),

@@ -42,8 +42,8 @@ impl Gateway {
         self.directory.path().join("link.sock")
     }
 
-    fn dialer(&self) -> Dialer {
-        Dialer { way: Way::Unix(self.socket()), node: NodeId::new() }
+    fn gateways(&self) -> Arc<Gateways> {
+        Gateways::new(NodeId::new(), vec![Way::Unix(self.socket())])
     }
 
     /// The next connection of a kind.
@@ -136,7 +136,7 @@ impl Orders for Echo {
         self.retirement.notify_one();
     }
 
-    fn keep(&self, _: &[Warm]) {}
+    fn keep(&self, _: GatewayNumber, _: &[Warm]) {}
 }
 
 struct Agent {
@@ -147,6 +147,10 @@ struct Agent {
 }
 
 fn start(gateway: &Gateway) -> Agent {
+    start_with(gateway.gateways())
+}
+
+fn start_with(gateways: Arc<Gateways>) -> Agent {
     let orders = Arc::new(Echo {
         begun: Notify::new(),
         go: Semaphore::new(0),
@@ -154,8 +158,8 @@ fn start(gateway: &Gateway) -> Agent {
         retirement: Notify::new(),
     });
     let (stops, readiness) = (Stops::default(), Readiness::default());
-    let link = Link {
-        dialer: gateway.dialer(),
+    let links = Links {
+        gateways,
         labels: Labels::default(),
         name: "test".into(),
         args: LinkArgs { link_max_connections: 8, link_idle_connections: 2 },
@@ -163,7 +167,7 @@ fn start(gateway: &Gateway) -> Agent {
         readiness: readiness.clone(),
         metrics: Metrics::new(&Registry::new()).unwrap(),
     };
-    let task = tokio::spawn(link.run(stops.clone()));
+    let task = tokio::spawn(links.run(stops.clone()));
     Agent { orders, stops, readiness, task }
 }
 
@@ -262,7 +266,9 @@ fn spec() -> DeploymentSpec {
 async fn serve_calls(gateway: Gateway, spec: DeploymentSpec) {
     loop {
         let mut stream = gateway.listener.accept().await.unwrap().0;
-        assert_eq!(read_hello(&mut stream).await.kind, Kind::Calls);
+        if read_hello(&mut stream).await.kind != Kind::Calls {
+            continue;
+        }
         let spec = spec.clone();
         let service = service_fn(move |request: Request<Incoming>| {
             let spec = spec.clone();
@@ -293,7 +299,7 @@ async fn serve_calls(gateway: Gateway, spec: DeploymentSpec) {
 #[tokio::test]
 async fn calls() {
     let gateway = Gateway::new();
-    let (calls, spec) = (Calls::new(gateway.dialer()), spec());
+    let (calls, spec) = (Calls::new(gateway.gateways()), spec());
     let serving = tokio::spawn(serve_calls(gateway, spec.clone()));
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("file");
@@ -314,16 +320,40 @@ async fn calls() {
 }
 
 #[tokio::test]
+async fn each_gateway_has_a_link_and_whoever_can_is_asked() {
+    let (mut one, mut two) = (Gateway::new(), Gateway::new());
+    let gateways = Gateways::new(NodeId::new(), vec![Way::Unix(one.socket()), Way::Unix(two.socket())]);
+    let agent = start_with(Arc::clone(&gateways));
+    let first = one.welcome().await;
+    let mut second = two.welcome().await;
+    let mut work = two.next_work().await;
+    assert_eq!(get(&mut work, "/a").await.0, "/a");
+    // One gateway goes, for good: the other is still served, and asked.
+    drop((first, one));
+    assert!(matches!(second.hear().await, AgentMessage::Heartbeat(_)));
+    assert!(agent.readiness.get());
+    let (calls, spec) = (Calls::new(gateways), spec());
+    let serving = tokio::spawn(serve_calls(two, spec.clone()));
+    assert_eq!(calls.deployment(spec.deployment).await.unwrap().as_ref(), Some(&spec));
+    assert_eq!(get(&mut work, "/b").await.0, "/b");
+    calls.close().await;
+    serving.abort();
+    agent.stops.leave.cancel();
+    agent.stops.finish.cancel();
+    timeout(DEADLINE, agent.task).await.unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn a_call_without_a_gateway_fails() {
     let directory = tempfile::tempdir().unwrap();
-    let calls = Calls::new(Dialer { way: Way::Unix(directory.path().join("none")), node: NodeId::new() });
+    let calls = Calls::new(Gateways::new(NodeId::new(), vec![Way::Unix(directory.path().join("none"))]));
     assert!(matches!(calls.deployment(DeploymentId::new()).await, Err(CallError::Dial(_))));
 }
 
 /// Fetches a build from a gateway that gives one of these answers after the other.
 async fn check_fetch(answers: &[&[u8]], expected: Result<bool, &str>) {
     let gateway = Gateway::new();
-    let calls = Calls::new(gateway.dialer());
+    let calls = Calls::new(gateway.gateways());
     let answers: Vec<_> = answers.iter().map(|answer| answer.to_vec()).collect();
     let serving = tokio::spawn(async move {
         for answer in answers {

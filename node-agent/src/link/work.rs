@@ -21,7 +21,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::{AnswerBody, Cut, Dialer, Link, LinkArgs, Orders, Stops};
+use super::gateways::{Gateway, Gateways};
+use super::{AnswerBody, Cut, Link, LinkArgs, Orders, Stops};
 
 /// Most header lines of a request: what the edge lets through, and the link's own.
 const MAX_HEADERS: usize = 128;
@@ -32,13 +33,16 @@ const UNWANTED: Duration = Duration::from_secs(1);
 /// has accepted.
 const ORPHAN_GRACE: Duration = Duration::from_secs(60);
 
-/// All work connections of this agent.
+/// All work connections of this agent to one gateway.
 pub(super) struct Work {
     shared: Arc<Shared>,
 }
 
 struct Shared {
-    dialer: Dialer,
+    gateways: Arc<Gateways>,
+    gateway: Arc<Gateway>,
+    /// Connections to all gateways, as each stock counts its own.
+    all_open: Arc<AtomicU32>,
     args: LinkArgs,
     orders: Arc<dyn Orders>,
     connections: IntGauge,
@@ -67,10 +71,12 @@ struct Stock {
 impl Work {
     pub(super) fn new(link: &Link, stops: Stops) -> Self {
         let shared = Shared {
-            dialer: link.dialer.clone(),
-            args: link.args,
-            orders: Arc::clone(&link.orders),
-            connections: link.metrics.link_connections.clone(),
+            gateways: Arc::clone(&link.all.gateways),
+            gateway: Arc::clone(&link.gateway),
+            all_open: Arc::clone(&link.open),
+            args: link.all.args,
+            orders: Arc::clone(&link.all.orders),
+            connections: link.all.metrics.link_connections.clone(),
             stops,
             tasks: TaskTracker::new(),
         };
@@ -119,6 +125,7 @@ impl Stock {
         while !over.is_cancelled() {
             for _ in 0..self.missing() {
                 self.open.fetch_add(1, Ordering::Relaxed);
+                self.shared.all_open.fetch_add(1, Ordering::Relaxed);
                 self.shared.tasks.spawn(Arc::clone(&self).hold_place(over.clone()));
             }
             tokio::select! { () = self.changed.notified() => {}, () = over.cancelled() => {} }
@@ -129,14 +136,15 @@ impl Stock {
         let open = self.open.load(Ordering::Relaxed);
         let idle = open.saturating_sub(self.busy.load(Ordering::Relaxed));
         let wanted = self.wanted.swap(0, Ordering::Relaxed);
-        missing(&self.shared.args, open, idle, wanted)
+        let elsewhere = self.shared.all_open.load(Ordering::Relaxed).saturating_sub(open);
+        missing(&self.shared.args, (open, elsewhere), idle, wanted)
     }
 
     /// One connection, from the dial to its end, and the pause after one that nobody wanted.
     async fn hold_place(self: Arc<Self>, over: CancellationToken) {
         let started = Instant::now();
         let served = Arc::new(AtomicBool::new(false));
-        let result = match self.shared.dialer.dial(Kind::Work).await {
+        let result = match self.shared.gateway.dialer.dial(Kind::Work).await {
             Ok(stream) => self.serve(stream, &served, &over).await,
             Err(error) => Err(error.into()),
         };
@@ -147,6 +155,7 @@ impl Stock {
             tokio::select! { () = tokio::time::sleep(UNWANTED) => {}, () = over.cancelled() => {} }
         }
         self.open.fetch_sub(1, Ordering::Relaxed);
+        self.shared.all_open.fetch_sub(1, Ordering::Relaxed);
         self.changed.notify_one();
     }
 
@@ -160,6 +169,7 @@ impl Stock {
         let upgraded = TaskTracker::new();
         let service = service_fn(|mut request| {
             served.store(true, Ordering::Relaxed);
+            self.shared.gateways.asked_by(self.shared.gateway.number);
             let busy = Arc::new(Busy::new(self));
             let cut = self.shared.stops.abort.clone();
             request.extensions_mut().insert(Hold { cut, _busy: Arc::clone(&busy), _open: upgraded.token() });
@@ -208,10 +218,13 @@ impl Stock {
     }
 }
 
-/// How many connections to open: up to the base of idle ones, and what was asked for, within the limit.
-fn missing(args: &LinkArgs, open: u32, idle: u32, wanted: u32) -> u32 {
+/// How many connections to open: up to the base of idle ones, and what was asked for, within the limit. What is open to
+/// other gateways counts, but leaves this one its base.
+fn missing(args: &LinkArgs, (open, elsewhere): (u32, u32), idle: u32, wanted: u32) -> u32 {
     let base = args.link_idle_connections.saturating_sub(idle);
-    base.saturating_add(wanted).min(args.link_max_connections.saturating_sub(open))
+    let room = args.link_max_connections.saturating_sub(open.saturating_add(elsewhere));
+    let own = args.link_idle_connections.min(args.link_max_connections).saturating_sub(open);
+    base.saturating_add(wanted).min(room.max(own))
 }
 
 /// A connection, in the gauge.
@@ -284,8 +297,13 @@ mod tests {
     use super::*;
 
     fn check(open: u32, idle: u32, wanted: u32, expected: u32) {
+        check_beside(0, open, idle, wanted, expected);
+    }
+
+    fn check_beside(elsewhere: u32, open: u32, idle: u32, wanted: u32, expected: u32) {
         let args = LinkArgs { link_max_connections: 10, link_idle_connections: 4 };
-        assert_eq!(missing(&args, open, idle, wanted), expected, "{open} open, {idle} idle, {wanted} wanted");
+        let got = missing(&args, (open, elsewhere), idle, wanted);
+        assert_eq!(got, expected, "{open} open, {elsewhere} elsewhere, {idle} idle, {wanted} wanted");
     }
 
     #[test]
@@ -297,5 +315,9 @@ mod tests {
         check(8, 0, 5, 2);
         check(10, 0, 5, 0);
         check(4, 4, u32::MAX, 6);
+        check_beside(4, 4, 4, 9, 2);
+        check_beside(10, 4, 0, 5, 0);
+        check_beside(10, 1, 0, 5, 3);
+        check_beside(u32::MAX, 0, 0, 0, 4);
     }
 }

@@ -6,13 +6,13 @@ use super::*;
 use crate::archive::{PUBLIC, archive};
 
 /// A bucket of the suite's S3 service.
-struct Bucket {
+pub(super) struct Bucket {
     service: String,
     name: String,
 }
 
 impl Bucket {
-    async fn create() -> Result<Self> {
+    pub(super) async fn create() -> Result<Self> {
         let service = std::env::var("TEST_S3_URL")
             .context("TEST_S3_URL is not set: run the suite by `script/test e2e`, which starts an S3 service")?;
         let name = format!("e2e-{}", uuid::Uuid::now_v7().simple());
@@ -21,8 +21,12 @@ impl Bucket {
         Ok(Self { service, name })
     }
 
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// The settings of a gateway that keeps its artifacts here.
-    fn settings<'a>(&'a self, url: &'a str) -> [(&'a str, &'a str); 5] {
+    pub(super) fn settings<'a>(&'a self, url: &'a str) -> [(&'a str, &'a str); 5] {
         [
             ("ARTIFACTS_URL", url),
             ("AWS_ENDPOINT_URL", self.service.as_str()),

@@ -11,9 +11,9 @@ use crate::{failure, output};
 /// The options of `node join`: where, by which token, and the agent's settings.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The gateway's node port.
-    #[arg(value_name = "URL")]
-    url: NodeUrl,
+    /// The gateways' node ports, separated by commas; one of them takes the machine in.
+    #[arg(value_name = "URL", value_delimiter = ',', num_args = 1, required = true)]
+    urls: Vec<NodeUrl>,
     /// The token; both stand in the line that `dartcloud node token` prints.
     #[arg(value_name = "TOKEN", hide_env_values = true)]
     token: JoinToken,
@@ -34,9 +34,9 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     common::descriptors::raise();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
-        let Args { url, token, enroll_only, shared, store, agent } = args;
+        let Args { urls, token, enroll_only, shared, store, agent } = args;
         let name = agent.node_name.clone().unwrap_or_else(node_agent::machine_name);
-        let joined = enrol::join(&shared.place.data_dir, &url, &token, name).await.map_err(explained)?;
+        let joined = enrol::join(&shared.place.data_dir, &urls, &token, &name).await.map_err(explained)?;
         for line in told(joined) {
             output::note(line);
         }
