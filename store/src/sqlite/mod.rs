@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
@@ -10,6 +10,7 @@ use common::digest::Digest;
 use common::ids::{DeploymentId, FunctionId, GatewayId, InvocationId, NodeId, UserId};
 use common::invocation::Record;
 use common::labels::Labels;
+use sqlx::error::DatabaseError;
 use sqlx::migrate::Migrator;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{ConnectOptions as _, Connection as _, SqliteConnection, SqlitePool, SqliteTransaction};
@@ -38,6 +39,8 @@ const FILE: &str = "dartcloud.db";
 
 /// Longest wait for another process that writes.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+/// The pause before a file that is busy is tried again, where SQLite does not wait by itself.
+const BUSY_PAUSE: Duration = Duration::from_millis(20);
 
 /// All tables, in one file.
 struct Sqlite {
@@ -104,14 +107,34 @@ async fn prepare(data_dir: &Path) -> Result<SqliteConnectOptions, Error> {
     Ok(options)
 }
 
-/// In one transaction that holds the write lock from its beginning, so that of several processes that start at
-/// once one migrates and the others find it done.
+/// Of several processes that start at once one migrates, and the others find it done. SQLite refuses at once, without
+/// its own wait, whoever would change the journal's mode while another one writes
+/// (<https://www.sqlite.org/rescode.html#busy>): then all is tried again.
 async fn migrate(options: &SqliteConnectOptions) -> Result<(), Error> {
+    let deadline = Instant::now() + BUSY_TIMEOUT;
+    loop {
+        match migrate_once(options).await {
+            Err(Error::Unavailable(sqlx::Error::Database(error))) if is_busy(&*error) && Instant::now() < deadline => {
+                tokio::time::sleep(BUSY_PAUSE).await;
+            }
+            migrated => return migrated,
+        }
+    }
+}
+
+/// In one transaction that holds the write lock from its beginning.
+async fn migrate_once(options: &SqliteConnectOptions) -> Result<(), Error> {
     let mut connection = options.connect().await?;
     let mut tx = connection.begin_with("BEGIN IMMEDIATE").await?;
     MIGRATIONS.run_direct(None, &mut *tx, false).await?;
     tx.commit().await?;
     Ok(connection.close().await?)
+}
+
+/// Whether another process has the file; the code's low byte says so, the others in which way.
+fn is_busy(error: &dyn DatabaseError) -> bool {
+    let code = error.code().and_then(|code| code.parse::<u32>().ok());
+    code.is_some_and(|code| code & 0xff == 5)
 }
 
 /// A transaction that writes. It takes the lock at once: one that reads first could not wait for it later.
