@@ -3,52 +3,41 @@
 
 use std::future::Future;
 use std::io;
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use common::digest::{Digest, Hasher};
-use common::error::Chain;
+use common::digest::Digest;
 use common::function::DeploymentSpec;
 use common::ids::DeploymentId;
 use common::invocation::Record;
-use common::protocol::{Credential, DEPLOYMENT, Kind, Renewal, calls};
-use futures_util::TryStreamExt as _;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST};
-use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
+use common::protocol::{Credential, Kind, Renewal, calls};
+use http::header::{CONTENT_TYPE, HOST};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt as _, Empty, Full, Limited, StreamBody};
+use http_body_util::{BodyExt as _, Empty, Full, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
-use tokio::fs::File;
-use tokio::io::AsyncWriteExt as _;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
-use tokio_util::io::ReaderStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+mod transfer;
+
 use super::dial::DialError;
 use super::gateways::{Gateway, GatewayNumber, Gateways};
-use crate::build::packed;
 
 /// Most calls under way; others wait their turn.
 const MAX_CALLS: usize = 8;
 /// How long a small call may take, its turn included.
 const CALL_DEADLINE: Duration = Duration::from_secs(10);
-/// How long a file may take to be moved, its turn included.
-const TRANSFER_DEADLINE: Duration = Duration::from_secs(600);
-/// How long a transfer may stand still.
-const CHUNK_DEADLINE: Duration = Duration::from_secs(30);
 /// Largest answer that is not a file, in bytes.
 const MAX_ANSWER_BYTES: usize = 1024 * 1024;
 /// How much of a refusal's text is kept for the log, in bytes.
 const MAX_REASON_BYTES: usize = 500;
-/// How much is read from a file at once, in bytes.
-const READ_BYTES: usize = 64 * 1024;
 
 /// A call failed.
 #[derive(Debug, thiserror::Error)]
@@ -133,8 +122,7 @@ impl Calls {
             let path = calls::deployment(id);
             let answer = self.send(&|| Ok(request(Method::GET, &path, empty()))).await?;
             let Some(answer) = found(answer).await? else { return Ok(None) };
-            let bytes = Limited::new(answer.into_body(), MAX_ANSWER_BYTES).collect().await;
-            let bytes = bytes.map_err(|error| CallError::Answer(error.to_string()))?.to_bytes();
+            let bytes = whole(answer).await?;
             serde_json::from_slice(&bytes).map(Some).map_err(|error| CallError::Answer(error.to_string()))
         })
         .await
@@ -158,56 +146,6 @@ impl Calls {
         .await
     }
 
-    /// Fetches an archive into `into`; false when there is none. Its digest is checked; one that comes damaged is fetched
-    /// once more.
-    pub(crate) async fn fetch_archive(&self, digest: Digest, into: &Path, max_bytes: u64) -> Result<bool, CallError> {
-        let fetch = async || {
-            let path = calls::archive(digest);
-            match within(TRANSFER_DEADLINE, self.fetch(&path, None, into, max_bytes)).await? {
-                Some(got) if got != digest => Err(CallError::Digest(digest)),
-                fetched => Ok(fetched.is_some()),
-            }
-        };
-        match fetch().await {
-            Err(error) if error.is_of_transfer() => {
-                tracing::warn!(error = %Chain(&error), %digest, "an archive is fetched once more");
-                fetch().await
-            }
-            fetched => fetched,
-        }
-    }
-
-    /// Fetches a packed build of a deployment into `into`; false when there is none. It is checked by its stamp; one that
-    /// comes damaged is fetched once more.
-    pub(crate) async fn fetch_build(
-        &self,
-        of: DeploymentId,
-        digest: Digest,
-        into: &Path,
-        max_bytes: u64,
-    ) -> Result<bool, CallError> {
-        let fetch = async || {
-            let path = calls::build(digest);
-            let fetched = within(TRANSFER_DEADLINE, self.fetch(&path, Some(of), into, max_bytes)).await?;
-            if fetched.is_some() {
-                let file = into.to_owned();
-                let checked = tokio::task::spawn_blocking(move || packed::open(&file).map(drop)).await;
-                checked.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(|error| match error.kind() {
-                    io::ErrorKind::InvalidData => CallError::Damaged,
-                    _ => CallError::File(error),
-                })?;
-            }
-            Ok(fetched.is_some())
-        };
-        match fetch().await {
-            Err(error) if CallError::is_of_transfer(&error) => {
-                tracing::warn!(error = %Chain(&error), %digest, "a build is fetched once more");
-                fetch().await
-            }
-            fetched => fetched,
-        }
-    }
-
     /// What the gateway's clock says.
     pub(crate) async fn clock(&self) -> Result<DateTime<Utc>, CallError> {
         within(CALL_DEADLINE, async {
@@ -215,8 +153,7 @@ impl Calls {
             let Some(answer) = found(answer).await? else {
                 return Err(CallError::Refused { status: 404, reason: "this gateway is older".into() });
             };
-            let bytes = Limited::new(answer.into_body(), MAX_ANSWER_BYTES).collect().await;
-            let bytes = bytes.map_err(|error| CallError::Answer(error.to_string()))?.to_bytes();
+            let bytes = whole(answer).await?;
             let time = DateTime::parse_from_rfc3339(&String::from_utf8_lossy(&bytes));
             time.map(Into::into).map_err(|error| CallError::Answer(error.to_string()))
         })
@@ -232,63 +169,10 @@ impl Calls {
             let Some(answer) = found(answer).await? else {
                 return Err(CallError::Refused { status: 404, reason: "this gateway gives no certificates".into() });
             };
-            let bytes = Limited::new(answer.into_body(), MAX_ANSWER_BYTES).collect().await;
-            let bytes = bytes.map_err(|error| CallError::Answer(error.to_string()))?.to_bytes();
+            let bytes = whole(answer).await?;
             serde_json::from_slice(&bytes).map_err(|error| CallError::Answer(error.to_string()))
         })
         .await
-    }
-
-    /// Stores a packed build of a deployment.
-    pub(crate) async fn put_build(&self, of: DeploymentId, digest: Digest, file: &Path) -> Result<(), CallError> {
-        within(TRANSFER_DEADLINE, async {
-            let path = calls::build(digest);
-            let put = || {
-                let file = std::fs::File::open(file)?;
-                let length = file.metadata()?.len();
-                let chunks = ReaderStream::with_capacity(File::from_std(file), READ_BYTES);
-                let body = StreamBody::new(chunks.map_ok(http_body::Frame::data)).boxed_unsync();
-                let mut request = request(Method::PUT, &path, body);
-                request.headers_mut().insert(CONTENT_LENGTH, length.into());
-                request.headers_mut().insert(DEPLOYMENT, named(of));
-                Ok(request)
-            };
-            match found(self.send(&put).await?).await? {
-                Some(_) => Ok(()),
-                None => Err(CallError::Refused { status: 404, reason: "this gateway stores no builds".into() }),
-            }
-        })
-        .await
-    }
-
-    async fn fetch(
-        &self,
-        path: &str,
-        of: Option<DeploymentId>,
-        into: &Path,
-        max_bytes: u64,
-    ) -> Result<Option<Digest>, CallError> {
-        let get = || {
-            let mut request = request(Method::GET, path, empty());
-            request.headers_mut().extend(of.map(|of| (HeaderName::from_static(DEPLOYMENT), named(of))));
-            Ok(request)
-        };
-        let answer = self.send(&get).await?;
-        let Some(answer) = found(answer).await? else { return Ok(None) };
-        let mut body = answer.into_body();
-        let mut file = File::create(into).await.map_err(CallError::File)?;
-        let (mut hasher, mut length) = (Hasher::default(), 0);
-        while let Some(frame) = timeout(CHUNK_DEADLINE, body.frame()).await.map_err(|_| CallError::Deadline)? {
-            let Ok(chunk) = frame.map_err(CallError::Broken)?.into_data() else { continue };
-            length += chunk.len() as u64;
-            if length > max_bytes {
-                return Err(CallError::TooLarge(max_bytes));
-            }
-            hasher.update(&chunk);
-            file.write_all(&chunk).await.map_err(CallError::File)?;
-        }
-        file.flush().await.map_err(CallError::File)?;
-        Ok(Some(hasher.finish()))
     }
 
     /// Sends what `make` makes to one gateway after the other, until one does it. All calls may be repeated.
@@ -400,6 +284,12 @@ fn request(method: Method, path: &str, body: CallBody) -> Request<CallBody> {
     *request.uri_mut() = path.parse().expect("paths of calls are made of digests and ids");
     request.headers_mut().insert(HOST, HeaderValue::from_static("gateway"));
     request
+}
+
+/// All of an answer that is not a file.
+async fn whole(answer: Response<Incoming>) -> Result<Bytes, CallError> {
+    let body = Limited::new(answer.into_body(), MAX_ANSWER_BYTES).collect().await;
+    body.map(|body| body.to_bytes()).map_err(|error| CallError::Answer(error.to_string()))
 }
 
 /// The answer of a success, `None` of a 404.
