@@ -128,6 +128,30 @@ async fn exchange(mut stream: impl AsyncRead + AsyncWrite + Unpin, request: &[u8
     }
 }
 
+/// As many requests as are answered, sent as [`paced`] sends them, with a thread for each connection, but for the waiting:
+/// what can be had of that load. It costs a machine more than [`closed`], which has one thread for all.
+pub(crate) fn unpaced(aim: &Aim, connections: usize, time: Duration) -> Result<Sample> {
+    let start = Instant::now();
+    let times = on_threads(connections, || {
+        let mut connection = Connection::open(&aim.address)?;
+        let mut times = Vec::new();
+        while start.elapsed() < time {
+            times.push(u64::try_from(aim.once(&mut connection)?.as_nanos()).unwrap_or(u64::MAX));
+        }
+        Ok(times)
+    })?;
+    sample(times, start.elapsed(), Duration::ZERO)
+}
+
+/// The times of all connections, each with a thread.
+fn on_threads(connections: usize, one: impl Fn() -> Result<Vec<u64>> + Sync) -> Result<Vec<u64>> {
+    let times = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..connections).map(|_| scope.spawn(&one)).collect();
+        threads.into_iter().map(|thread| thread.join().expect("it does not panic")).collect::<Result<Vec<_>>>()
+    })?;
+    Ok(times.concat())
+}
+
 /// `per_second` requests, spread evenly over time, whether or not earlier ones were answered. A request's time counts
 /// from when it was due, if its connection was still busy then; else from when it left, so that a late timer of the
 /// load is not taken for the server's.
@@ -137,12 +161,8 @@ pub(crate) fn paced(aim: &Aim, connections: usize, per_second: f64, time: Durati
     let last = (per_second * time.as_secs_f64()) as u64;
     let next = AtomicU64::new(0);
     let start = Instant::now() + Duration::from_millis(10);
-    let times = std::thread::scope(|scope| {
-        let threads: Vec<_> =
-            (0..connections).map(|_| scope.spawn(|| take_turns(aim, &next, last, start, step))).collect();
-        threads.into_iter().map(|thread| thread.join().expect("it does not panic")).collect::<Result<Vec<_>>>()
-    })?;
-    sample(times.concat(), start.elapsed(), Duration::ZERO)
+    let times = on_threads(connections, || take_turns(aim, &next, last, start, step))?;
+    sample(times, start.elapsed(), Duration::ZERO)
 }
 
 /// Takes the next request that is due, waits until then, sends it.

@@ -1,9 +1,12 @@
-//! T1: how far p99 is from p50 at 70 % of the peak, for the edge alone and for calls by the file contract.
+//! T1: how far p99 is from p50 at 70 % of the peak, for the edge alone and for calls by the file contract; and the same of
+//! nginx before the same node, which says how much of it is the machine's and the load's own.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
 
-use crate::load::{Aim, Sample, closed, paced};
+use crate::http1::Address;
+use crate::load::{Aim, Sample, paced, unpaced};
+use crate::nginx::Nginx;
 use crate::platform::Platform;
 use crate::program::Program;
 use crate::report::{Bound, Row, Side};
@@ -19,22 +22,32 @@ const KEPT: f64 = 0.97;
 /// Connections that find the peak, and that are paced.
 const CONNECTIONS: usize = 32;
 
+const TARGET: Bound = Bound::AtMost(5.0);
+
 pub(super) fn measure(stage: &Stage) -> Result<Vec<Row>> {
     let program = Program::native(stage)?;
     let edge = Platform::edge(stage, stage.folder()?)?;
     edge.deploy("private", &program, &json!({"concurrency": 1000}))?;
-    let at_the_edge = one(stage, &edge.get_private("private"), "edge", "the edge and a stand-in node, as in P1")?;
-    drop(edge);
+    let ours = edge.get_private("private");
+    let upstream = edge.upstream.as_ref().context("the edge has a stand-in")?;
+    let nginx = Nginx::start(stage, &Address::Unix(upstream.socket.clone()))?;
+    let theirs = Aim::new(nginx.address.clone(), ours.request.to_vec());
+    let mut rows = vec![
+        one(stage, &ours, "edge", "the edge and a stand-in node, as in P1", TARGET)?,
+        one(stage, &theirs, "nginx", "nginx and the same stand-in, as in P1", Bound::Shown)?,
+    ];
+    drop((nginx, edge));
     let whole = Platform::whole(stage, &[])?;
     whole.deploy("noop", &program, &json!({"concurrency": 100}))?;
     let what = "a native no-op by the file contract, through gateway and agent on all cores";
-    Ok(vec![at_the_edge, one(stage, &whole.call("noop"), "file contract", what)?])
+    rows.push(one(stage, &whole.call("noop"), "file contract", what, TARGET)?);
+    Ok(rows)
 }
 
-fn one(stage: &Stage, aim: &Aim, name: &str, what: &str) -> Result<Row> {
-    closed(aim, CONNECTIONS, stage.scale.round, &[])?;
+fn one(stage: &Stage, aim: &Aim, name: &str, what: &str, bound: Bound) -> Result<Row> {
+    unpaced(aim, CONNECTIONS, stage.scale.round)?;
     let peak: Vec<_> =
-        (0..stage.scale.rounds).map(|_| closed(aim, CONNECTIONS, stage.scale.round, &[])).collect::<Result<_>>()?;
+        (0..stage.scale.rounds).map(|_| unpaced(aim, CONNECTIONS, stage.scale.round)).collect::<Result<_>>()?;
     let peak = Side::per_second("peak", &peak).median;
     let rate = peak * SHARE;
     let samples: Vec<Sample> =
@@ -54,12 +67,13 @@ fn one(stage: &Stage, aim: &Aim, name: &str, what: &str) -> Result<Row> {
         "T1",
         format!("{name}: p99 / p50 at 70 % of the peak"),
         format!(
-            "Calls of {what}. The peak is what 32 connections get that send as fast as answers come. Then 70 % of \
-             it, spread evenly over time whether or not earlier calls were answered; a call's time counts from \
-             when it was due, if its connection was still busy then. Of each round p99 and p50."
+            "Calls of {what}. The peak is what 32 connections, with a thread each, get that send as fast as answers \
+             come. Then 70 % of it by the same threads, spread evenly over time whether or not earlier calls were \
+             answered; a call's time counts from when it was due, if its connection was still busy then. Of each \
+             round p99 and p50."
         ),
         (Side { quantiles: all, ..at(0.99, "p99") }, at(0.5, "p50")),
-        Bound::AtMost(5.0),
+        bound,
     );
     Ok(row.note(format!("peak {peak:.0} calls/s; asked for {rate:.0}, kept {kept:.0}")))
 }

@@ -1,13 +1,20 @@
 //! Passwords: argon2id on a few threads of their own, behind a bounded queue, so that logins can neither take the
-//! cores of invocations nor pile up.
+//! cores of invocations nor pile up. The threads run only while a core is idle: at the ordinary priority, and at the
+//! lowest niceness as well, a hash keeps whoever wakes on its core waiting for a time slice. Where no core is ever idle, a
+//! thread of the ordinary priority takes what has waited for long.
 
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use argon2::{Algorithm, Argon2, Params, PasswordHash, PasswordHasher as _, PasswordVerifier as _, Version};
 use common::error::Code;
 use prometheus::{Histogram, HistogramOpts, IntCounter, Registry};
+use thread_priority::{
+    NormalThreadSchedulePolicy, ThreadPriority, ThreadSchedulePolicy, set_thread_priority_and_policy, thread_native_id,
+};
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 
 use super::error::Failure;
 
@@ -17,17 +24,31 @@ const MEMORY_KIB: u32 = 19 * 1024;
 const PASSES: u32 = 2;
 /// Hashes that may wait for a thread.
 const QUEUE: usize = 64;
+/// How long one waits for an idle core.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The handle to the pool; its threads end when the last handle is gone.
 #[derive(Clone)]
 pub(crate) struct Passwords {
     jobs: SyncSender<Job>,
+    /// Those that waited for long.
+    late: SyncSender<Job>,
     busy: IntCounter,
 }
 
-enum Job {
-    Hash { password: String, reply: oneshot::Sender<Result<String, argon2::password_hash::Error>> },
-    Verify { password: String, hash: Option<String>, reply: oneshot::Sender<bool> },
+struct Job {
+    task: Arc<Task>,
+    reply: oneshot::Sender<Done>,
+}
+
+enum Task {
+    Hash { password: String },
+    Verify { password: String, hash: Option<String> },
+}
+
+enum Done {
+    Hashed(Result<String, argon2::password_hash::Error>),
+    Verified(bool),
 }
 
 /// The pool cannot be made.
@@ -53,45 +74,72 @@ impl Passwords {
         registry.register(Box::new(seconds.clone()))?;
         let (jobs, queue) = sync_channel(QUEUE);
         let queue = Arc::new(Mutex::new(queue));
+        let (late, late_queue) = sync_channel(QUEUE);
+        let spawn = |name: String, work: Box<dyn FnOnce() + Send>| {
+            std::thread::Builder::new().name(name).spawn(work).map(drop).map_err(StartError::Thread)
+        };
         for number in 0..threads {
             let (queue, seconds) = (Arc::clone(&queue), seconds.clone());
-            std::thread::Builder::new()
-                .name(format!("passwords-{number}"))
-                .spawn(move || work(&queue, &seconds))
-                .map_err(StartError::Thread)?;
+            let work = move || {
+                run_when_idle();
+                work(&queue, &seconds);
+            };
+            spawn(format!("passwords-{number}"), Box::new(work))?;
         }
-        Ok(Self { jobs, busy })
+        spawn("passwords-late".into(), Box::new(move || work(&Mutex::new(late_queue), &seconds)))?;
+        Ok(Self { jobs, late, busy })
     }
 
     /// The hash of a new password, in PHC form.
     pub(crate) async fn hash(&self, password: String) -> Result<String, Failure> {
-        let (reply, hash) = oneshot::channel();
-        self.submit(Job::Hash { password, reply })?;
-        let failed = |cause| Failure::caused(Code::Internal, "the password could not be hashed", cause);
-        match hash.await {
-            Ok(hash) => hash.map_err(|error| failed(error.to_string())),
-            Err(gone) => Err(failed(gone.to_string())),
+        match self.done(Task::Hash { password }).await? {
+            Done::Hashed(Ok(hash)) => Ok(hash),
+            Done::Hashed(Err(error)) => {
+                Err(Failure::caused(Code::Internal, "the password could not be hashed", error.to_string()))
+            }
+            Done::Verified(_) => unreachable!("a hash was asked for"),
         }
     }
 
     /// Whether `password` is the one behind `hash`. Without a hash (nobody has that e-mail) it takes as long and is
     /// `false`, so that time does not tell who is registered.
     pub(crate) async fn verify(&self, password: String, hash: Option<String>) -> Result<bool, Failure> {
-        let (reply, verdict) = oneshot::channel();
-        self.submit(Job::Verify { password, hash, reply })?;
-        verdict.await.map_err(|gone| Failure::caused(Code::Internal, "the password could not be checked", gone))
+        Ok(matches!(self.done(Task::Verify { password, hash }).await?, Done::Verified(true)))
     }
 
-    fn submit(&self, job: Job) -> Result<(), Failure> {
-        self.jobs.try_send(job).map_err(|refused| match refused {
+    async fn done(&self, task: Task) -> Result<Done, Failure> {
+        let gone =
+            |_| Failure::caused(Code::Internal, "passwords cannot be checked", "the passwords' threads are gone");
+        let task = Arc::new(task);
+        let mut first = submit(&self.jobs, &task).map_err(|refused| match refused {
             TrySendError::Full(_) => {
                 self.busy.inc();
                 Failure::new(Code::Busy, "too many logins at once: try again in a moment")
             }
-            TrySendError::Disconnected(_) => {
-                Failure::caused(Code::Internal, "passwords cannot be checked", "the passwords' threads are gone")
-            }
-        })
+            TrySendError::Disconnected(_) => gone(()),
+        })?;
+        if let Ok(done) = timeout(PATIENCE, &mut first).await {
+            return done.map_err(|_| gone(()));
+        }
+        // Whoever is second finds that nobody waits, or works for nothing.
+        let done = match submit(&self.late, &task) {
+            Ok(second) => tokio::select! { done = first => done, done = second => done },
+            Err(_) => first.await,
+        };
+        done.map_err(|_| gone(()))
+    }
+}
+
+fn submit(queue: &SyncSender<Job>, task: &Arc<Task>) -> Result<oneshot::Receiver<Done>, TrySendError<Job>> {
+    let (reply, done) = oneshot::channel();
+    queue.try_send(Job { task: Arc::clone(task), reply }).map(|()| done)
+}
+
+/// From now on this thread runs on idle cores only (`SCHED_IDLE`, sched(7)).
+fn run_when_idle() {
+    let idle = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Idle);
+    if let Err(error) = set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Min, idle) {
+        tracing::debug!(?error, "passwords are hashed at the ordinary priority");
     }
 }
 
@@ -101,19 +149,16 @@ fn work(queue: &Mutex<Receiver<Job>>, seconds: &Histogram) {
         let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(job) = job else { return };
         // Whoever left the queue by hanging up costs no hash.
-        match job {
-            Job::Hash { reply, .. } if reply.is_closed() => {}
-            Job::Verify { reply, .. } if reply.is_closed() => {}
-            Job::Hash { password, reply } => {
-                let _timer = seconds.start_timer();
-                // The receiver may have left meanwhile: then nobody needs the hash.
-                let _ = reply.send(hash(&password));
-            }
-            Job::Verify { password, hash, reply } => {
-                let _timer = seconds.start_timer();
-                let _ = reply.send(verify(&password, hash.as_deref()));
-            }
+        if job.reply.is_closed() {
+            continue;
         }
+        let _timer = seconds.start_timer();
+        let done = match &*job.task {
+            Task::Hash { password } => Done::Hashed(hash(password)),
+            Task::Verify { password, hash } => Done::Verified(verify(password, hash.as_deref())),
+        };
+        // The receiver may have left meanwhile: then nobody needs it.
+        let _ = job.reply.send(done);
     }
 }
 
@@ -154,6 +199,15 @@ mod tests {
         assert!(!passwords.verify("wrong horse".into(), Some(hash)).await.unwrap());
         assert!(!passwords.verify("correct horse".into(), Some("damaged".into())).await.unwrap());
         assert!(!passwords.verify("correct horse".into(), None).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn without_an_idle_core_a_password_is_checked_all_the_same() {
+        // A thread that never comes to it.
+        let (jobs, _kept) = sync_channel(QUEUE);
+        let passwords = Passwords { jobs, ..Passwords::start(1, &Registry::new()).unwrap() };
+        let hash = passwords.hash("correct horse".into()).await.unwrap();
+        assert!(passwords.verify("correct horse".into(), Some(hash)).await.unwrap());
     }
 
     #[tokio::test]

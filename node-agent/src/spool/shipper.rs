@@ -106,8 +106,9 @@ async fn ship_next(spool: &Arc<Spool>, sink: &dyn Ship) -> Result<(), ShipError>
         let error = Chain(&*source);
         tracing::error!(request_id = %id, %error, "a record that the store refuses is dropped");
     }
-    spool.mark_shipped(batch.segment, batch.end, batch.records.len() as u64);
-    Ok(())
+    let (marker, records) = (Arc::clone(spool), batch.records.len() as u64);
+    let marked = tokio::task::spawn_blocking(move || marker.mark_shipped(batch.segment, batch.end, records)).await;
+    marked.map_err(|error| ShipError::Unreachable(error.into()))
 }
 
 async fn ship_part(sink: &dyn Ship, part: &[Record]) -> Result<(), ShipError> {
@@ -152,28 +153,37 @@ impl Spool {
 
     /// Notes that a segment is shipped up to `end`, on disk too, and removes what is shipped whole.
     fn mark_shipped(&self, number: u64, end: u64, records: u64) {
+        let done = self.mark(number, end, records);
+        // The lock is free: a call that appends its record never waits for the disk to make or remove a file.
+        if let Err(error) = segment::write_position(&self.directory, Position { segment: number, offset: end }) {
+            tracing::warn!(%error, "the spool's position could not be written down: a restart ships some records twice");
+        }
+        for number in done {
+            if let Err(error) = std::fs::remove_file(segment::path(&self.directory, number)) {
+                tracing::warn!(%error, segment = number, "a shipped segment of the spool could not be removed");
+            }
+        }
+    }
+
+    /// The segments that are shipped whole, and are forgotten now.
+    fn mark(&self, number: u64, end: u64, records: u64) -> Vec<u64> {
         let mut state = self.lock();
         // The segment may have been dropped meanwhile, because the spool was full.
         if let Some(segment) = state.segments.get_mut(&number) {
             segment.mark(end, records);
         }
-        if let Err(error) = segment::write_position(&self.directory, Position { segment: number, offset: end }) {
-            tracing::warn!(%error, "the spool's position could not be written down: a restart ships some records twice");
-        }
         let newest = state.newest();
         let shipped = state.segments.range(..newest).filter(|(_, segment)| segment.is_shipped());
         let done: Vec<u64> = shipped.map(|(number, _)| *number).collect();
-        for number in done {
-            state.segments.remove(&number);
-            if let Err(error) = std::fs::remove_file(segment::path(&self.directory, number)) {
-                tracing::warn!(%error, segment = number, "a shipped segment of the spool could not be removed");
-            }
+        for number in &done {
+            state.segments.remove(number);
         }
         // What waits beyond this batch is looked at when it is read, at once.
         if state.records() == 0 {
             self.metrics.spool_oldest.set(0);
         }
         self.show(&state);
+        done
     }
 }
 
