@@ -63,7 +63,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match common::options::parse::<Cli>() {
         Ok(cli) => cli,
         Err(error) => return failure::usage(&error),
     };

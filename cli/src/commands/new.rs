@@ -35,12 +35,13 @@ enum Runtime {
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let Args { folder, runtime } = args;
     write(folder, *runtime)?;
-    let shown = folder.display();
+    let (shown, word) = (folder.display(), output::word(&folder.display().to_string()));
     output::line(format_args!("{shown} holds a function. Next:"))?;
-    output::line(format_args!("  dartcloud deploy {shown}"))?;
-    if let Some(name) = super::deploy::name_of(folder) {
-        output::line(format_args!("  dartcloud invoke {name} --body '{{\"name\": \"you\"}}'"))?;
-    }
+    let name = super::deploy::name_of(folder).map(|name| name.to_string());
+    let named = if name.is_some() { "" } else { " --name hello" };
+    output::line(format_args!("  dartcloud deploy {word}{named}"))?;
+    let name = name.unwrap_or_else(|| "hello".to_owned());
+    output::line(format_args!("  dartcloud invoke {name} --body '{{\"name\": \"you\"}}'"))?;
     Ok(())
 }
 
