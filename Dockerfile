@@ -51,7 +51,7 @@ ENV DATA_DIR=/app/data FUNCTIONS_DIR=/app/functions BIND_ADDR=0.0.0.0 LINK_SOCKE
 VOLUME /app/data /app/functions
 EXPOSE 8080
 HEALTHCHECK --interval=5s --timeout=3s --start-period=30s \
-    CMD curl -fs -o /dev/null "http://127.0.0.1:${PORT:-8080}/api/health/live"
+    CMD curl -fs -o /dev/null "http://${OPS_ADDR:-127.0.0.1:9464}/ready"
 ENTRYPOINT ["dartcloud-gateway"]
 
 # The agent is root: it mounts builds into sandboxes, and whoever has the Engine's socket is root anyway.

@@ -315,7 +315,12 @@ async fn tokens(http: &reqwest::Client, base: &Url, path: &str, body: &Value) ->
 }
 
 fn unreachable(base: &Url, error: reqwest::Error) -> anyhow::Error {
-    let sentence = if is_certificate(&error) {
+    let sentence = if says(&error, "CaUsedAsEndEntity") {
+        format!(
+            "the certificate of {base} is an authority's own, and no server's: make one with `-addext \
+             basicConstraints=critical,CA:FALSE`"
+        )
+    } else if says(&error, "peer certificate") {
         format!("the certificate of {base} is not believed: name its authority with --ca-file or DARTCLOUD_CA_FILE")
     } else if error.is_timeout() {
         format!("{base} did not answer in time: try again, or look at the server's log")
@@ -327,11 +332,10 @@ fn unreachable(base: &Url, error: reqwest::Error) -> anyhow::Error {
     anyhow::Error::new(error.without_url()).context(sentence)
 }
 
-/// Whether TLS failed for the server's certificate, of which reqwest shows the words only.
-fn is_certificate(error: &reqwest::Error) -> bool {
+/// Whether a cause says this: of TLS, reqwest shows the words only.
+fn says(error: &reqwest::Error, words: &str) -> bool {
     let error: &dyn std::error::Error = error;
-    std::iter::successors(error.source(), |cause| cause.source())
-        .any(|cause| cause.to_string().contains("peer certificate"))
+    std::iter::successors(error.source(), |cause| cause.source()).any(|cause| cause.to_string().contains(words))
 }
 
 #[cfg(test)]

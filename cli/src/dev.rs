@@ -4,19 +4,21 @@
 //! where everything is, and is quiet after that.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use common::error::Code;
 use common::ops::Readiness;
 use common::settings::Shared;
+use gateway::Founder;
 use prometheus::Registry;
 use store::StoreArgs;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::output;
+use crate::{api, output};
 
 mod account;
 mod preflight;
@@ -47,7 +49,13 @@ pub(crate) fn run(mut args: Args) -> Result<()> {
     account::ensure_jwt_secret(data_dir, &mut args.gateway)?;
     let url = local_url(scheme(&args.gateway), args.gateway.listen_addr());
     let (founder, account) = account::ensure_operator(data_dir, url.clone())?;
-    let greeting = Greeting { url, account, email: founder.email.clone() };
+    let greeting = Greeting {
+        url,
+        account,
+        founder: founder.clone(),
+        certificate: args.gateway.listen.tls.tls_cert_file.clone(),
+        data_dir: data_dir.clone(),
+    };
     args.gateway.founder = Some(founder);
     args.agent.is_local = true;
 
@@ -100,17 +108,20 @@ struct Life {
     stop_agent: CancellationToken,
 }
 
-/// What a person needs to know of the operator's account.
+/// What a person needs to know.
 struct Greeting {
     url: String,
-    email: String,
-    /// The file that holds the password.
+    /// The operator's account.
+    founder: Founder,
+    /// The file that holds its password.
     account: PathBuf,
+    /// The public listener's.
+    certificate: Option<PathBuf>,
+    data_dir: PathBuf,
 }
 
 /// The agent, the ops listener, the signals and the greeting.
 async fn beside_the_gateway(args: Args, life: &Life, greeting: Greeting) -> Result<()> {
-    let data_dir = args.shared.place.data_dir.clone();
     let ops_addr = args.shared.place.ops_addr;
     let ops = TcpListener::bind(ops_addr).await.with_context(|| format!("cannot listen on OPS_ADDR {ops_addr}"))?;
     let agent = node_agent::run(
@@ -123,7 +134,7 @@ async fn beside_the_gateway(args: Args, life: &Life, greeting: Greeting) -> Resu
     );
     let ops = common::ops::serve(ops, life.registry.clone(), life.gateway.clone(), life.stop_agent.clone());
     let greeting = async {
-        let greeted = greet(&greeting, &data_dir, ops_addr, life).await;
+        let greeted = greet(&greeting, ops_addr, life).await;
         if greeted.is_err() {
             life.stop.cancel();
         }
@@ -150,7 +161,7 @@ async fn beside_the_gateway(args: Args, life: &Life, greeting: Greeting) -> Resu
 }
 
 /// Waits until everything is ready, then says what a person needs to know next.
-async fn greet(greeting: &Greeting, data_dir: &Path, ops_addr: SocketAddr, life: &Life) -> Result<()> {
+async fn greet(greeting: &Greeting, ops_addr: SocketAddr, life: &Life) -> Result<()> {
     let started = Instant::now();
     let mut said = false;
     while !(life.agent.get() && life.gateway.get()) {
@@ -166,23 +177,47 @@ async fn greet(greeting: &Greeting, data_dir: &Path, ops_addr: SocketAddr, life:
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    let Greeting { url, email, account } = greeting;
-    let (data, account) = (data_dir.display(), account.display());
+    let (operator, url) = (greeting.operator().await, &greeting.url);
+    let data = output::word(&greeting.data_dir.display().to_string());
+    let certificate = greeting.certificate.as_ref().map(|path| output::word(&path.display().to_string()));
+    let with = |before: &str| certificate.as_ref().map(|path| format!("{before}{path}")).unwrap_or_default();
+    let (believed, believing) = (with(" DARTCLOUD_CA_FILE="), with(" --cacert "));
     output::line(format_args!(
         "Dart Cloud is ready.\n\n\
          \x20 API and functions  {url}\n\
          \x20 Metrics            http://{ops_addr}/metrics\n\
          \x20 Data               {data}\n\
-         \x20 Operator           {email} (password in {account})\n\n\
+         \x20 Operator           {operator}\n\n\
          Try it in another terminal, where the first line says that this server is meant:\n\
-         \x20 export DARTCLOUD_URL={url} DATA_DIR='{data}'\n\
-         \x20 curl {url}/api/health\n\
+         \x20 export DARTCLOUD_URL={url} DATA_DIR={data}{believed}\n\
+         \x20 curl{believing} {url}/api/health\n\
          \x20 dartcloud new hello --runtime python\n\
          \x20 dartcloud deploy hello\n\
          \x20 dartcloud invoke hello --body '{{\"name\": \"Ada\"}}'\n\n\
          Ctrl-C stops it; what was deployed is there again at the next start.",
     ))?;
     Ok(())
+}
+
+impl Greeting {
+    /// Who operates this, and where the password is; or that it is another one than that of the file, as after a restore.
+    async fn operator(&self) -> String {
+        let (Founder { email, password }, account) = (&self.founder, self.account.display());
+        let signed_in = async {
+            let base = api::base_url(&self.url).map_err(anyhow::Error::msg)?;
+            api::sign_in_as(&base, self.certificate.as_deref(), email, password).await
+        };
+        let refusal = signed_in.await.err().and_then(|error| error.downcast::<api::Refusal>().ok());
+        if refusal.is_some_and(|refusal| refusal.code == Code::BadCredentials.word()) {
+            format!(
+                "as it was before: the password in {account} is not valid for {email} here. Sign in with the one that \
+                 is (`dartcloud login --url {}`), or put it into that file",
+                self.url
+            )
+        } else {
+            format!("{email} (password in {account})")
+        }
+    }
 }
 
 #[cfg(test)]

@@ -63,7 +63,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match common::options::parse::<Cli>() {
         Ok(cli) => cli,
         Err(error) => return failure::usage(&error),
     };
@@ -120,6 +120,7 @@ mod tests {
         Cli::command().debug_assert();
         check("login --url http://127.0.0.1:8080 --email a@example.org --password-stdin", Ok(()));
         check("new hello --runtime node", Ok(()));
+        check("new hello --runtime node --http", Ok(()));
         check("new hello --runtime cobol", Err("dart, native, node, python"));
         check("deploy . --name hello --set access=public --set env.A=b", Ok(()));
         check("deploy --name Hello", Err("lower-case letters"));

@@ -24,6 +24,12 @@ pub(crate) fn note_in_place(text: impl Display) {
     let _ = write!(stderr, "\r\x1b[K{text}").and_then(|()| stderr.flush());
 }
 
+/// A word of a command line that a shell takes as it is.
+pub(crate) fn word(text: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "./_-@:+,".contains(c);
+    if !text.is_empty() && text.chars().all(is_plain) { text.to_owned() } else { format!("'{}'", text.replace('\'', r"'\''")) }
+}
+
 /// Prints a table: columns as wide as their widest cell, two spaces between.
 pub(crate) fn table(rows: &[Vec<String>]) -> Result<(), Closed> {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
@@ -34,4 +40,18 @@ pub(crate) fn table(rows: &[Vec<String>]) -> Result<(), Closed> {
         line(cells.join("  ").trim_end())?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_for_a_shell() {
+        let check = |text: &str, expected: &str| assert_eq!(word(text), expected);
+        check("a/hello-2.x", "a/hello-2.x");
+        check("Bad Name!", "'Bad Name!'");
+        check("it's", r"'it'\''s'");
+        check("", "''");
+    }
 }

@@ -19,6 +19,7 @@ pub mod manifest;
 pub mod names;
 pub mod node_url;
 pub mod ops;
+pub mod options;
 pub mod phases;
 pub mod protocol;
 pub mod runtime;

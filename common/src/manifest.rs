@@ -59,7 +59,7 @@ pub enum ContractWord {
 #[error("{0}")]
 pub struct InvalidManifest(String);
 
-/// What functions get that ask for nothing, and what they may ask for at most. See `design.md`, *Settings*.
+/// What functions get that ask for nothing, and what they may ask for at most. `.env.example` lists them.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub struct Ceilings {
     /// Time limit of a function that names none, in seconds.

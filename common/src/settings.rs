@@ -26,7 +26,7 @@ pub struct Place {
     #[arg(long, env = "DATA_DIR", default_value_os_t = default_data_dir())]
     pub data_dir: PathBuf,
     /// Where metrics and probes are served; keep it off the public network.
-    #[arg(long, env = "OPS_ADDR", default_value = "127.0.0.1:9464")]
+    #[arg(long, env = "OPS_ADDR", default_value = "127.0.0.1:9464", value_parser = crate::options::socket_address)]
     pub ops_addr: SocketAddr,
     /// The Unix socket between gateway and agent; default: `link.sock` under the data directory.
     #[arg(long, env = "LINK_SOCKET")]
@@ -48,10 +48,10 @@ impl Place {
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub struct BodyLimits {
     /// Largest request body, in MiB.
-    #[arg(long, env = "MAX_REQUEST_MB", default_value_t = 6)]
+    #[arg(long, env = "MAX_REQUEST_MB", default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_request_mb: u32,
     /// Largest result, in MiB.
-    #[arg(long, env = "MAX_RESPONSE_MB", default_value_t = 6)]
+    #[arg(long, env = "MAX_RESPONSE_MB", default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_response_mb: u32,
 }
 

@@ -36,7 +36,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    let arguments = match Arguments::try_parse() {
+    let arguments = match common::options::parse::<Arguments>() {
         Ok(arguments) => arguments,
         Err(error) => {
             let code = if error.use_stderr() { WRONG_SETTING } else { 0 };

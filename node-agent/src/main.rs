@@ -3,7 +3,6 @@
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use clap::Parser as _;
 use common::settings::Shared;
 use node_agent::{Settings, StartError, program};
 use store::StoreArgs;
@@ -27,7 +26,7 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    let options = match Options::try_parse() {
+    let options = match common::options::parse::<Options>() {
         Ok(options) => options,
         Err(error) => {
             let is_failure = error.use_stderr();

@@ -12,7 +12,7 @@ use futures_util::TryStreamExt as _;
 use futures_util::stream::BoxStream;
 
 use crate::artifacts::{Artifact, Artifacts};
-use crate::{Error, StoreArgs};
+use crate::{Error, StoreArgs, moved};
 
 mod checked;
 mod connections;
@@ -143,6 +143,13 @@ pub struct Place {
     pub data_dir: PathBuf,
 }
 
+impl Place {
+    /// Whether what is there is the database still.
+    fn check(&self) -> Result<(), Error> {
+        if self.settings.postgres()?.is_some() { Ok(()) } else { moved::check(&self.data_dir) }
+    }
+}
+
 /// Writes everything that `from` and `artifacts` hold into the file `target`, as it is at this moment. Gateways may run.
 ///
 /// # Errors
@@ -154,6 +161,7 @@ pub async fn write(
     progress: &Progress,
 ) -> Result<Summary, BackupError> {
     let made_at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    from.check()?;
     let mut writer = Writer::create(target, made_at).await?;
     let mut source = Connections::to_read(&from.settings, &from.data_dir).await?;
     let head = Head::new(made_at, connections::schema());
@@ -220,7 +228,18 @@ pub async fn copy(from: &Place, to: &Place, replace: bool, progress: &Progress) 
         }
     }
     finish(target, &summary).await?;
+    note_move(from, to)?;
     Ok(summary)
+}
+
+/// Where a database was, nobody is to go on.
+fn note_move(from: &Place, to: &Place) -> Result<(), BackupError> {
+    let noted = match (from.settings.postgres()?, to.settings.postgres()?) {
+        (None, Some(main)) => moved::note(&from.data_dir, &main),
+        (_, None) => moved::forget(&to.data_dir),
+        (Some(_), Some(_)) => Ok(()),
+    };
+    noted.map_err(|source| BackupError::Write { path: from.data_dir.display().to_string(), source })
 }
 
 async fn open_target(to: &Place, replace: bool) -> Result<Connections, BackupError> {

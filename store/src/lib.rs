@@ -19,6 +19,7 @@ pub mod claims;
 mod error;
 pub mod fleet;
 mod handles;
+mod moved;
 mod postgres;
 mod rows;
 pub mod settings;
@@ -40,7 +41,10 @@ pub use settings::StoreArgs;
 pub async fn open(settings: &StoreArgs, data_dir: &std::path::Path) -> Result<Arc<dyn Store>, Error> {
     match settings.postgres()? {
         Some(main) => postgres::open(main, settings).await,
-        None => sqlite::open(data_dir, settings).await,
+        None => {
+            moved::check(data_dir)?;
+            sqlite::open(data_dir, settings).await
+        }
     }
 }
 

@@ -136,6 +136,9 @@ async fn to_postgres(platform: &mut Platform, had: &mut Possessions, folder: &Pa
     let records = |had: &Possessions| had.records * NAMES.len();
     ensure!(said.contains(&format!("{} records", records(had))), "{said}");
     refused(&dartcloud(platform, &settings, &["migrate", "--to", database.url()])?, "not empty")?;
+    // What was moved is not gone on with by mistake.
+    let late = folder.join("late.tar.gz");
+    refused(&dartcloud(platform, &settings, &["backup", late.to_str().unwrap_or_default()])?, "set DATABASE_URL")?;
     platform.set("DATABASE_URL", database.url());
     platform.set("FUNCTION_DB", &values(&database));
     platform.launch().await?;

@@ -24,8 +24,12 @@ async fn from_new_to_delete() -> Result<()> {
         ensure!(output.status.success(), "{arguments:?} failed:\n{out}\n{err}");
         Ok(out)
     };
-    for runtime in ["python", "node", "native", "dart"] {
-        run(&["new", runtime, "--runtime", runtime])?;
+    for runtime in ["python", "node", "native", "dart", "python --http", "node --http"] {
+        let name = runtime.replace(" --", "-");
+        let mut new = vec!["new", name.as_str(), "--runtime"];
+        new.extend(runtime.split(' '));
+        run(&new)?;
+        let runtime = name.as_str();
         ensure!(run(&["deploy", runtime])?.contains(&format!("/{runtime}")), "no URL");
         let answer = run(&["invoke", runtime, "--body", r#"{"name": "Ada"}"#])?;
         ensure!(answer.contains("Hello, Ada!"), "{runtime}: {answer}");

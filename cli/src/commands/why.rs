@@ -25,13 +25,17 @@ const PAUSE: Duration = Duration::from_millis(200);
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The call, by its request id: the X-Request-Id of its answer, the `request_id` of an error, the id in `logs`.
-    #[arg(value_name = "REQUEST ID")]
+    #[arg(value_name = "REQUEST ID", value_parser = request_id)]
     id: InvocationId,
     #[command(flatten)]
     server: Server,
     /// Print the server's answer as it is.
     #[arg(long)]
     json: bool,
+}
+
+fn request_id(text: &str) -> Result<InvocationId, &'static str> {
+    text.parse().map_err(|_| "a request id looks like 01890a5d-ac96-774b-bcce-b302099a8057, and `dartcloud logs` shows some")
 }
 
 #[derive(Deserialize)]

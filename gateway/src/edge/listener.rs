@@ -60,7 +60,7 @@ const WORK_STEALING: bool = cfg!(test);
 #[derive(Clone, Debug, clap::Args)]
 pub struct ListenArgs {
     /// Address of the public listener.
-    #[arg(long, env = "BIND_ADDR", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
+    #[arg(long, env = "BIND_ADDR", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST), value_parser = common::options::ip_address)]
     pub bind_addr: IpAddr,
     /// Port of the public listener: functions and API.
     #[arg(long, env = "PORT", default_value_t = 8080)]

@@ -61,6 +61,8 @@ pub(crate) struct SharedLimits {
     logins: Rations,
     slots: Slots,
     answers: AtomicBool,
+    /// Whether it was ever asked.
+    was_asked: AtomicBool,
     gateways: AtomicU32,
     /// What counts while the ledger does not answer.
     share: ArcSwap<Share>,
@@ -140,6 +142,7 @@ impl SharedLimits {
             logins: Rations::new("login", logins, Duration::from_secs(60), logins),
             slots: Slots::new(),
             answers: AtomicBool::new(false),
+            was_asked: AtomicBool::new(false),
             gateways: AtomicU32::new(1),
             share: ArcSwap::from_pointee(Share { gateways: 1, limits: Limits::new(args) }),
             metrics,
@@ -232,7 +235,8 @@ impl SharedLimits {
         if matches!(error, LedgerError::Away) {
             return;
         }
-        if self.answers.swap(false, Ordering::Relaxed) {
+        let is_first = !self.was_asked.swap(true, Ordering::Relaxed);
+        if self.answers.swap(false, Ordering::Relaxed) || is_first {
             let gateways = self.gateways.load(Ordering::Relaxed);
             tracing::warn!(error = %Chain(error), gateways, "limits are this gateway's share until Redis answers");
         }
@@ -272,6 +276,7 @@ impl SharedLimits {
                     self.slots.forget();
                     tracing::info!(gateways, "Redis answers: limits hold over all gateways");
                 }
+                self.was_asked.store(true, Ordering::Relaxed);
                 self.answers.store(true, Ordering::Relaxed);
                 self.metrics.up.set(1);
                 self.metrics.gateways.set(gateways.into());

@@ -10,7 +10,7 @@ use common::node_url::NodeUrl;
 pub struct NodePortArgs {
     /// Where agents of other machines dial in, by TLS, such as `0.0.0.0:9443`. Default: nowhere, and every node is on
     /// this machine.
-    #[arg(long, env = "NODE_ADDR")]
+    #[arg(long, env = "NODE_ADDR", value_parser = common::options::socket_address)]
     pub node_addr: Option<SocketAddr>,
     /// How other machines reach that port, such as `https://gateway.example.com:9443`. Default: the address in
     /// `NODE_ADDR`, or, where that means all, the name by which the operator reaches this gateway.

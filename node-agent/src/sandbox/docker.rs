@@ -30,13 +30,18 @@ const PULL_REPORT: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 pub enum DockerError {
     /// Nobody answers.
-    #[error("no Docker Engine answers at {host}: start it, or set DOCKER_HOST ({source})")]
+    #[error("no Docker Engine answers at {host}: start it, or set DOCKER_HOST ({cause})")]
     Unreachable {
         /// Where it was looked for.
         host: String,
         /// What happened.
-        source: Refusal,
+        cause: Refusal,
     },
+    /// Somebody answers, and not us.
+    #[error(
+        "this user may not use the Docker Engine at {0}: run this as root, or add the user to the group `docker` and log in again"
+    )]
+    Forbidden(String),
     /// The Engine is too old.
     #[error("the Docker Engine speaks API {0}.{1} and 1.41 is needed: install Docker 20.10 or newer")]
     TooOld(usize, usize),
@@ -61,12 +66,12 @@ pub enum DockerError {
         limit: Duration,
     },
     /// It refused.
-    #[error("the Docker Engine could not {what}: {source}")]
+    #[error("the Docker Engine could not {what}: {cause}")]
     Refused {
         /// What it was asked.
         what: &'static str,
         /// What it said.
-        source: Refusal,
+        cause: Refusal,
     },
 }
 
@@ -105,7 +110,10 @@ pub(crate) struct Image {
 impl Engine {
     /// Connects, and agrees on a version of the API.
     pub(crate) async fn connect(host: &str, pull_limit: Duration) -> Result<Self, DockerError> {
-        let unreachable = |source| DockerError::Unreachable { host: host.to_owned(), source };
+        let unreachable = |cause| {
+            let host = host.to_owned();
+            if is_forbidden(&cause) { DockerError::Forbidden(host) } else { DockerError::Unreachable { host, cause } }
+        };
         let docker = Docker::connect_with_host(host).map_err(unreachable)?;
         let docker = docker.with_timeout(pull_limit.max(CALL_LIMIT));
         let docker = match tokio::time::timeout(CALL_LIMIT, docker.negotiate_version()).await {
@@ -172,7 +180,7 @@ impl Engine {
                     let env = found.config.and_then(|config| config.env).unwrap_or_default();
                     return Ok(Some(Image { id, env }));
                 }
-                Err(DockerError::Refused { source, .. }) if status(&source) == Some(404) => {}
+                Err(DockerError::Refused { cause, .. }) if status(&cause) == Some(404) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -215,7 +223,7 @@ impl Engine {
         let options = RemoveContainerOptions { force: true, v: true, link: false };
         match call("remove a container", self.docker.remove_container(name, Some(options))).await {
             // 409: somebody else removes it at this moment.
-            Err(DockerError::Refused { source, .. }) if matches!(status(&source), Some(404 | 409)) => Ok(()),
+            Err(DockerError::Refused { cause, .. }) if matches!(status(&cause), Some(404 | 409)) => Ok(()),
             other => other,
         }
     }
@@ -238,7 +246,7 @@ impl Engine {
                 let pid = found.state.and_then(|state| state.pid);
                 Ok(pid.and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid > 0))
             }
-            Err(DockerError::Refused { source, .. }) if status(&source) == Some(404) => Ok(None),
+            Err(DockerError::Refused { cause, .. }) if status(&cause) == Some(404) => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -248,7 +256,7 @@ impl Engine {
     pub(crate) async fn network(&self, node: NodeId, bridge: &str) -> Result<String, DockerError> {
         let name = format!("dartcloud-{node}");
         match call("inspect a network", self.docker.inspect_network(&name, None::<InspectNetworkOptions>)).await {
-            Err(DockerError::Refused { source, .. }) if status(&source) == Some(404) => {}
+            Err(DockerError::Refused { cause, .. }) if status(&cause) == Some(404) => {}
             found => return found.map(|_| name),
         }
         let options = [("com.docker.network.bridge.enable_icc", "false"), ("com.docker.network.bridge.name", bridge)];
@@ -271,7 +279,7 @@ impl Engine {
         for network in call("list networks", self.docker.list_networks(Some(options))).await? {
             let Some(id) = network.id else { continue };
             match call("remove a network", self.docker.remove_network(&id)).await {
-                Err(DockerError::Refused { source, .. }) if status(&source) == Some(404) => {}
+                Err(DockerError::Refused { cause, .. }) if status(&cause) == Some(404) => {}
                 other => other?,
             }
         }
@@ -298,7 +306,7 @@ impl Engine {
 /// Waits for an answer, within [`CALL_LIMIT`].
 async fn call<T>(what: &'static str, answer: impl Future<Output = Result<T, Refusal>>) -> Result<T, DockerError> {
     match tokio::time::timeout(CALL_LIMIT, answer).await {
-        Ok(answer) => answer.map_err(|source| DockerError::Refused { what, source }),
+        Ok(answer) => answer.map_err(|cause| DockerError::Refused { what, cause }),
         Err(_) => Err(DockerError::Late { what, limit: CALL_LIMIT }),
     }
 }
@@ -306,6 +314,14 @@ async fn call<T>(what: &'static str, answer: impl Future<Output = Result<T, Refu
 /// A filter for what bears the label of `node`.
 fn labelled(node: NodeId) -> HashMap<String, Vec<String>> {
     HashMap::from([("label".to_owned(), vec![format!("{NODE_LABEL}={node}")])])
+}
+
+/// Whether the Engine's socket is there, and not for this user.
+fn is_forbidden(refusal: &Refusal) -> bool {
+    let refusal: &dyn std::error::Error = refusal;
+    std::iter::successors(Some(refusal), |cause| cause.source())
+        .filter_map(|cause| cause.downcast_ref::<std::io::Error>())
+        .any(|cause| cause.kind() == std::io::ErrorKind::PermissionDenied)
 }
 
 fn status(refusal: &Refusal) -> Option<u16> {

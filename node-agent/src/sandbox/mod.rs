@@ -80,12 +80,12 @@ pub enum StartError {
     #[error("there is no runner at {}: build it (`cargo build -p runner`, static) or set RUNNER_PATH", .0.display())]
     NoRunner(PathBuf),
     /// It has to lie where the Engine finds it.
-    #[error("the runner cannot be copied to {}: {source}", data_dir.display())]
+    #[error("the runner cannot be copied to {}: {cause}", data_dir.display())]
     Runner {
         /// The data directory.
         data_dir: PathBuf,
         /// What the system said.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// Two parts of the program call a metric the same.
     #[error("metrics: {0}")]
@@ -193,6 +193,10 @@ impl Sandboxes {
     ) -> Result<Arc<Self>, StartError> {
         let runner = program::find(args)?;
         let engine = Engine::connect(&args.docker_host, args.pull()).await?;
+        if !args.build.build_ca_file.is_file() {
+            let path = args.build.build_ca_file.display();
+            tracing::warn!(%path, "BUILD_CA_FILE is not there: builds trust what their images trust");
+        }
         // Containers first, since they hold on to the mounts.
         remove_leftovers(&engine, node).await?;
         let ground = Ground::open(data_dir)?;

@@ -33,14 +33,14 @@ pub enum MountError {
         path: PathBuf,
     },
     /// Something else.
-    #[error("cannot {what} {}: {source}", path.display())]
+    #[error("cannot {what} {}: {cause}", path.display())]
     Failed {
         /// What was tried.
         what: &'static str,
         /// On what.
         path: PathBuf,
         /// What the system said.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
@@ -281,7 +281,7 @@ fn clear_away(path: &Path) -> Result<(), MountError> {
         }
     }
     let source = io::Error::new(io::ErrorKind::ResourceBusy, "there are always more mounts");
-    Err(MountError::Failed { what: "clear", path: path.to_path_buf(), source })
+    Err(MountError::Failed { what: "clear", path: path.to_path_buf(), cause })
 }
 
 /// How many agents may have died with mounts one over the other.
@@ -304,13 +304,13 @@ fn gone(removed: io::Result<()>, path: &Path) -> Result<(), MountError> {
 
 fn failed(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> MountError {
     let path = path.to_path_buf();
-    move |source| MountError::Failed { what, path, source }
+    move |cause| MountError::Failed { what, path, cause }
 }
 
 fn refused(what: &'static str, path: &Path) -> impl FnOnce(rustix::io::Errno) -> MountError {
     let path = path.to_path_buf();
     move |errno| match errno {
         rustix::io::Errno::PERM => MountError::NotPermitted { path },
-        errno => MountError::Failed { what, path, source: errno.into() },
+        errno => MountError::Failed { what, path, cause: errno.into() },
     }
 }

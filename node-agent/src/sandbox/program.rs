@@ -34,7 +34,7 @@ pub(super) fn install(program: &Path, data_dir: &Path) -> Result<PathBuf, StartE
         copy.persist(&path).map_err(|error| error.error)?;
         Ok(path)
     };
-    copied().map_err(|source| StartError::Runner { data_dir: data_dir.to_owned(), source })
+    copied().map_err(|cause| StartError::Runner { data_dir: data_dir.to_owned(), cause })
 }
 
 #[cfg(test)]

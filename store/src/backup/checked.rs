@@ -99,6 +99,7 @@ impl Backup {
         replace: bool,
         progress: &Progress,
     ) -> Result<(), BackupError> {
+        to.check()?;
         let mut target = open_target(to, replace).await?;
         self.restore_artifacts(artifacts, progress).await?;
         let mut reader = Reader::new(&mut self.file).await?;

@@ -66,7 +66,7 @@ pub(crate) async fn prepare(main: &PgConnectOptions, settings: &StoreArgs) -> Re
     if main.get_database().unwrap_or(main.get_username()) == function_db {
         return Err(Error::Settings(format!("FUNCTION_DB is `{function_db}`, as is the main database: name another")));
     }
-    let mut connection = within(connect_timeout, connect(main)).await?;
+    let mut connection = within(connect_timeout, connect(main)).await.map_err(|error| refused(error, main))?;
     within(DEADLINE, ensure_database(&mut connection, function_db)).await?;
     migrate(&MAIN, connection).await?;
 
@@ -74,6 +74,26 @@ pub(crate) async fn prepare(main: &PgConnectOptions, settings: &StoreArgs) -> Re
     let connection = within(connect_timeout, connect(&function_data)).await?;
     migrate(&FUNCTION_DATA, connection).await?;
     Ok(function_data)
+}
+
+/// What a server says of settings is theirs to mend, and no waiting does.
+fn refused(error: Error, options: &PgConnectOptions) -> Error {
+    let Error::Unavailable(sqlx::Error::Database(cause)) = &error else { return error };
+    match cause.code().as_deref() {
+        Some("28000" | "28P01") => Error::Settings(format!(
+            "Postgres does not take the role `{}` with this password: check POSTGRES_USER and POSTGRES_PASSWORD, or \
+             DATABASE_URL ({cause})",
+            options.get_username()
+        )),
+        Some("3D000") => {
+            let name = options.get_database().unwrap_or(options.get_username());
+            Error::Settings(format!(
+                "Postgres has no database `{name}`: create it (`CREATE DATABASE \"{name}\"`), or set POSTGRES_DB or \
+                 DATABASE_URL to the one that there is"
+            ))
+        }
+        _ => error,
+    }
 }
 
 /// Not through a pool, whose timeout would hide why a server cannot be reached.

@@ -61,6 +61,20 @@ async fn a_role_that_may_not_create_function_db_is_told_so() {
 }
 
 #[tokio::test]
+async fn what_a_server_says_of_settings_is_no_matter_of_waiting() {
+    let place = Place::postgres().await;
+    let main = || place.args.postgres().unwrap().unwrap();
+    let check = async |main: sqlx::postgres::PgConnectOptions, words: &str| {
+        let args = StoreArgs { database_url: Some(main.to_url_lossy().to_string()), ..place.args.clone() };
+        let opened = crate::open(&args, place.data_dir.path()).await.map(drop);
+        assert!(matches!(&opened, Err(Error::Settings(text)) if text.contains(words)), "{opened:?}");
+    };
+    check(main().database("is_not_there"), "CREATE DATABASE \"is_not_there\"").await;
+    check(main().username("nobody_here").password("x"), "the role `nobody_here`").await;
+    place.drop().await;
+}
+
+#[tokio::test]
 async fn function_db_must_not_be_the_main_database() {
     let args = StoreArgs {
         postgres_host: Some("localhost".to_owned()),
