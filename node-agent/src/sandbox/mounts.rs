@@ -280,7 +280,7 @@ fn clear_away(path: &Path) -> Result<(), MountError> {
             unmount(mount)?;
         }
     }
-    let source = io::Error::new(io::ErrorKind::ResourceBusy, "there are always more mounts");
+    let cause = io::Error::new(io::ErrorKind::ResourceBusy, "there are always more mounts");
     Err(MountError::Failed { what: "clear", path: path.to_path_buf(), cause })
 }
 
