@@ -158,6 +158,18 @@ impl Servers {
         self.lock().get(&deployment).is_some_and(|entry| matches!(entry.start.peek(), Some(Ok(_))))
     }
 
+    /// Calls that are in servers, or wait for one.
+    pub(crate) fn calls(&self) -> u32 {
+        // Who began a start may have left, and then nobody has looked yet whether it is done.
+        let calls = |entry: &Entry| match entry.start.clone().now_or_never() {
+            Some(Ok(server)) => server.lock().calls,
+            Some(Err(_)) => 0,
+            // How many wait for its start is not known; it is not none.
+            None => 1,
+        };
+        u32::try_from(self.lock().values().map(calls).sum::<usize>()).unwrap_or(u32::MAX)
+    }
+
     /// Starts the server of a deployment that is to be kept, unless it runs.
     ///
     /// # Errors

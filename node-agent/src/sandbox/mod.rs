@@ -31,6 +31,7 @@ mod workshop;
 mod worth;
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -126,7 +127,7 @@ pub enum LeaseError {
 /// What a node's sandboxes do, for the heartbeat.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Leases held.
+    /// Leases held, but for those of servers.
     pub busy: u32,
     /// Deployments with a sandbox that is idle or busy.
     pub warm: Vec<DeploymentId>,
@@ -146,6 +147,8 @@ pub struct Sandboxes {
     runtimes: Arc<Runtimes>,
     metrics: Metrics,
     state: Mutex<State>,
+    /// Leases that are held for servers, whether or not a call is in them.
+    serving: AtomicUsize,
     blanks: Blanks,
     total_mb: u64,
     starts: Semaphore,
@@ -206,6 +209,7 @@ impl Sandboxes {
             runtimes,
             metrics: Metrics::new(registry)?,
             state: Mutex::new(State::new(total_mb, args.sandbox_queue as usize)),
+            serving: AtomicUsize::new(0),
             total_mb,
             starts: Semaphore::new(STARTS_AT_ONCE),
             builds: Semaphore::new(args.build.build_concurrent as usize),
@@ -240,6 +244,7 @@ impl Sandboxes {
     #[must_use]
     pub fn counts(&self) -> Counts {
         let (busy, warm, [memory_used_mb, memory_idle_mb]) = self.lock().pool.counts();
+        let busy = busy.saturating_sub(self.serving.load(Ordering::Relaxed));
         let busy = u32::try_from(busy).unwrap_or(u32::MAX);
         Counts { busy, warm, memory_total_mb: self.total_mb, memory_used_mb, memory_idle_mb }
     }
