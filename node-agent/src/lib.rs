@@ -311,6 +311,7 @@ impl Orders for Agent {
             kept: Some(kept),
             memory_idle_mb: Some(counts.memory_idle_mb),
             cpus: self.cpus,
+            several: Some(counts.several),
         }
     }
 

@@ -67,6 +67,7 @@ pub(super) fn newcomer(size: &Size) -> Candidate {
         load: Arc::default(),
         duty: Duty::Active,
         is_avoided: false,
+        hands_over: Vec::new(),
     }
 }
 

@@ -34,7 +34,7 @@ enum Command {
     Cordon(NodeArgs),
     /// Give a node calls again.
     Uncordon(NodeArgs),
-    /// Give a node no more calls at all, and wait until it has none.
+    /// Give a node no more calls at all, once others have warm what it has warm, and wait until it has none.
     Drain(NodeArgs),
     /// Take a node out of the fleet: its certificate is worth nothing from then on.
     Remove(NodeArgs),
@@ -120,6 +120,9 @@ struct Node {
     protocol: Option<u32>,
     busy: Option<u32>,
     warm: Option<u64>,
+    /// Of one that is drained; an older server does not say.
+    moving: Option<u64>,
+    stranded: Option<u64>,
     memory_used_mb: Option<u64>,
     memory_total_mb: Option<u64>,
     last_seen: Option<String>,
@@ -201,7 +204,7 @@ async fn remove(args: NodeArgs) -> anyhow::Result<()> {
 mod tests {
     use super::*;
 
-    fn node(id: &str, name: &str) -> Node {
+    pub(super) fn node(id: &str, name: &str) -> Node {
         serde_json::from_value(serde_json::json!({"id": id, "name": name, "state": "lost"})).unwrap()
     }
 

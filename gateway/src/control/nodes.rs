@@ -75,6 +75,10 @@ struct View {
     busy: Option<u32>,
     /// Versions that are warm there.
     warm: Option<usize>,
+    /// Of a node that is drained: of those, the ones that go on there until another node has them warm.
+    moving: Option<usize>,
+    /// Of a node that is drained: of those, the ones that no other node can take; in the end, those that were not moved.
+    stranded: Option<usize>,
     memory_used_mb: Option<u64>,
     memory_total_mb: Option<u64>,
     /// When it was linked last.
@@ -100,6 +104,7 @@ pub(crate) async fn list(Extract(state): Extract<Arc<State>>, _: Operator) -> Re
 fn view(state: &State, linked: Option<&Linked>, node: Node) -> View {
     // The node says twice a second what it has under way; what we have just sent it, we know better.
     let busy = |linked: &Linked| linked.state.busy.max(state.fleet.in_use(&linked.link));
+    let handover = linked.and_then(|linked| linked.handover);
     View {
         id: node.id,
         name: node.name,
@@ -117,6 +122,8 @@ fn view(state: &State, linked: Option<&Linked>, node: Node) -> View {
         protocol: linked.map(|linked| linked.protocol),
         busy: linked.map(busy),
         warm: linked.map(|linked| linked.state.warm.len()),
+        moving: handover.map(|handover| handover.moving),
+        stranded: handover.map(|handover| handover.stranded),
         memory_used_mb: linked.map(|linked| linked.state.memory_used_mb),
         memory_total_mb: linked.map(|linked| linked.state.memory_total_mb),
         last_seen: node.last_seen_at.map(rfc3339),
@@ -134,7 +141,8 @@ pub(crate) async fn uncordon(state: Extract<Arc<State>>, _: Operator, key: Key) 
     change(&state, &key, Duty::Active).await
 }
 
-/// `POST /api/nodes/{id}/drain`: no calls any more. What is under way goes on; the list says how much that is.
+/// `POST /api/nodes/{id}/drain`: no calls any more, but for what is warm there, until another node has it warm. What is
+/// under way goes on; the list says how much that is.
 pub(crate) async fn drain(state: Extract<Arc<State>>, _: Operator, key: Key) -> Result<StatusCode, Failure> {
     change(&state, &key, Duty::Draining).await
 }

@@ -78,11 +78,22 @@ pub struct Candidate {
     pub duty: Duty,
     /// Whether it gets nothing new while there is another: it is silent, or its calls fail.
     pub is_avoided: bool,
+    /// Of one that is drained, the versions that it still gets calls of until they are warm elsewhere; sorted.
+    pub hands_over: Vec<DeploymentId>,
 }
 
 impl Candidate {
     fn is_active(&self) -> bool {
         self.duty == Duty::Active
+    }
+
+    fn hands_over(&self, deployment: DeploymentId) -> bool {
+        self.hands_over.binary_search(&deployment).is_ok()
+    }
+
+    /// Whether it gets calls of a version.
+    fn takes(&self, deployment: DeploymentId) -> bool {
+        self.is_active() || self.hands_over(deployment)
     }
 
     fn has_warm(&self, deployment: DeploymentId) -> bool {
@@ -153,7 +164,8 @@ impl View {
             nodes.iter().fold(0, |sum: u32, node| sum.saturating_add(node.load.others.load(Ordering::Relaxed)));
         load.others.store(others, Ordering::Relaxed);
         let avoids = nodes.iter().any(|node| node.is_active() && !node.is_avoided);
-        let is_taken = |node: &&Candidate| node.is_active() && !(avoids && node.is_avoided);
+        let gets_calls = |node: &Candidate| node.is_active() || !node.hands_over.is_empty();
+        let is_taken = |node: &&Candidate| gets_calls(node) && !(avoids && node.is_avoided);
         let active = || nodes.iter().filter(is_taken);
         let mut known = weights(active().map(|node| node.state.memory_total_mb))
             .into_iter()
@@ -170,7 +182,7 @@ impl View {
     #[must_use]
     pub fn choose(&self, wanted: &Wanted, rankings: &mut Rankings) -> Option<usize> {
         if let [node] = &self.nodes[..] {
-            return (node.is_active() || self.last_resort(wanted, None).is_some()).then_some(0);
+            return (node.takes(wanted.deployment) || self.last_resort(wanted, None).is_some()).then_some(0);
         }
         self.best(wanted, rankings.of(self, wanted.key), None)
     }
@@ -188,7 +200,7 @@ impl View {
         let bound = (self.load.now() + 1).saturating_mul(BOUND_PERCENT);
         let mut best: Option<(Fitness, usize)> = None;
         for place in ranking.places() {
-            let fitness = self.fitness(place, wanted, bound)?;
+            let Some(fitness) = self.fitness(place, wanted, bound) else { continue };
             if fitness.has_share_left && fitness.is_warm {
                 return Some(place);
             }
@@ -203,8 +215,20 @@ impl View {
         // A function that fills all of its own: from a place on that is its own, too, so that its calls stay together.
         let (count, start) = (self.nodes.len(), hash(self.nodes[0].node, wanted.key) as usize);
         let mut round = (0..count).map(|step| (start % count + step) % count);
-        let is_other = |place: usize| failed.is_none_or(|failed| self.nodes[place].node != failed);
-        Some(round.find(|place| is_other(*place) && self.has_share_left(*place, bound)).unwrap_or(place))
+        let may = |node: &Candidate| failed != Some(node.node) && node.takes(wanted.deployment);
+        Some(round.find(|place| may(&self.nodes[*place]) && self.has_share_left(*place, bound)).unwrap_or(place))
+    }
+
+    /// Where `wanted` goes on when a node that has it warm is drained: the best one that has it warm, too, or has room
+    /// for it. `None` when there is none.
+    #[must_use]
+    pub fn successor(&self, wanted: &Wanted) -> Option<usize> {
+        let bound = (self.load.now() + 1).saturating_mul(BOUND_PERCENT);
+        let weight = |(node, weight): (&Candidate, &f64)| (node.node, if node.is_active() { *weight } else { 0.0 });
+        let ranking = Ranking::of(self.nodes.iter().zip(&self.weights).map(weight), wanted.key);
+        let fit = ranking.places().filter_map(|place| Some((self.fitness(place, wanted, bound)?, place)));
+        let fit = fit.filter(|(fitness, _)| fitness.is_warm || fitness.space > Space::No);
+        fit.reduce(|best, next| if next.0 > best.0 { next } else { best }).map(|(_, place)| place)
     }
 
     /// Where no node is active: a cordoned one, for what is warm there.
@@ -244,10 +268,12 @@ impl View {
         self.nodes[place].load.now() < allowed
     }
 
+    /// `None` of one that does not get such calls.
     fn fitness(&self, place: usize, wanted: &Wanted, bound: u64) -> Option<Fitness> {
-        let node = self.nodes.get(place)?;
+        let node = self.nodes.get(place).filter(|node| node.takes(wanted.deployment))?;
         Some(Fitness {
-            has_share_left: self.has_share_left(place, bound),
+            // What is handed over does not begin cold elsewhere meanwhile.
+            has_share_left: self.has_share_left(place, bound) || node.hands_over(wanted.deployment),
             is_warm: node.has_warm(wanted.deployment),
             space: space(&node.state, wanted.memory_mb),
         })

@@ -15,7 +15,8 @@ use super::{Control, Fleet, MAX_ORDERS, Node, lock};
 impl Node {
     fn new(link: Arc<NodeLink>) -> Self {
         let trust = Trust::new(Instant::now());
-        Self { link, control: None, state: Arc::default(), load: Arc::default(), is_suspected: false, trust }
+        let (state, load) = (Arc::default(), Arc::default());
+        Self { link, control: None, state, load, is_suspected: false, trust, handover: None }
     }
 
     pub(super) fn health(&self) -> Health {

@@ -27,6 +27,7 @@ pub(crate) mod calls;
 pub(crate) mod config;
 mod control_stream;
 pub(crate) mod enrolment;
+mod handover;
 pub(crate) mod health;
 mod homes;
 pub(crate) mod link;
@@ -40,6 +41,7 @@ pub(crate) mod stock;
 pub(crate) mod warmth;
 
 pub(crate) use build::BuildEvents;
+use handover::{Handover, Progress};
 use health::{Health, Trust};
 use homes::Homes;
 use pass::Pass;
@@ -101,6 +103,8 @@ struct Node {
     /// Whether it is silent.
     is_suspected: bool,
     trust: Trust,
+    /// Set once it is drained.
+    handover: Option<Handover>,
 }
 
 struct Control {
@@ -124,6 +128,8 @@ pub(crate) struct Linked {
     /// What it speaks.
     pub(crate) protocol: u32,
     pub(crate) health: Health,
+    /// Of one that is drained.
+    pub(crate) handover: Option<Progress>,
 }
 
 /// The nodes that take calls, at one moment.
@@ -294,7 +300,8 @@ impl Fleet {
         // One without a certificate is on our own machine, and comes back when its agent does.
         let is_removed = |node: &KnownNode| node.duty == Duty::Removed && node.certificate.is_some();
         let removed: Vec<_> = known.iter().filter(|node| is_removed(node)).map(|node| node.id).collect();
-        self.0.roster.store(Arc::new(known.into_iter().map(|node| (node.id, node)).collect()));
+        let roster = known.into_iter().map(|node| (node.id, node)).collect();
+        let before = self.0.roster.swap(Arc::new(roster));
         let mut nodes = lock(&self.0.nodes);
         let mut passes = lock(&self.0.passes);
         for id in removed {
@@ -306,6 +313,15 @@ impl Fleet {
             }
         }
         drop(passes);
+        for (id, node) in nodes.iter_mut() {
+            // What was drained when this gateway began has handed over already, and what is cordoned is warm elsewhere.
+            let was_active = before.get(id).is_none_or(|before| before.duty == Duty::Active);
+            if self.duty(*id) != Some(Duty::Draining) {
+                node.handover = None;
+            } else if was_active {
+                node.handover = Some(Handover::new(Instant::now(), node.state.warm.iter().copied()));
+            }
+        }
         self.redraw(&nodes);
     }
 
@@ -336,8 +352,11 @@ impl Fleet {
                 let duty = self.duty(link.node).unwrap_or_default();
                 let health = node.health();
                 let is_avoided = health != Health::Well;
-                let candidate = Candidate { node: link.node, state: state.clone(), load, duty, is_avoided };
-                (Linked { link, state, duty, protocol, health }, candidate)
+                let hands_over = node.handover.iter().flat_map(Handover::left).collect();
+                let handover = node.handover.as_ref().map(Handover::progress);
+                let node = link.node;
+                let candidate = Candidate { node, state: state.clone(), load, duty, is_avoided, hands_over };
+                (Linked { link, state, duty, protocol, health, handover }, candidate)
             })
             .collect();
         seen.sort_unstable_by_key(|(_, candidate)| candidate.node);

@@ -3,6 +3,7 @@
 
 mod calls;
 mod connections;
+mod drain;
 mod failure;
 mod fleet;
 mod house;

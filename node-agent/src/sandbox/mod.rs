@@ -38,6 +38,7 @@ use std::time::Duration;
 use common::ids::{DeploymentId, NodeId};
 use common::names::RuntimeName;
 use common::phases::ColdCause;
+use common::protocol::Warm;
 use common::runtime::Runtimes;
 use prometheus::Registry;
 use tokio::sync::{Notify, Semaphore};
@@ -137,6 +138,8 @@ pub struct Counts {
     pub memory_used_mb: u64,
     /// Of that, what idle ones are granted, in MiB.
     pub memory_idle_mb: u64,
+    /// Of the deployments, those with several such sandboxes.
+    pub several: Vec<Warm>,
 }
 
 /// All sandboxes of a node.
@@ -243,10 +246,16 @@ impl Sandboxes {
     /// What the sandboxes do.
     #[must_use]
     pub fn counts(&self) -> Counts {
-        let (busy, warm, [memory_used_mb, memory_idle_mb]) = self.lock().pool.counts();
-        let busy = busy.saturating_sub(self.serving.load(Ordering::Relaxed));
-        let busy = u32::try_from(busy).unwrap_or(u32::MAX);
-        Counts { busy, warm, memory_total_mb: self.total_mb, memory_used_mb, memory_idle_mb }
+        let count = |count| u32::try_from(count).unwrap_or(u32::MAX);
+        let ((busy, warm, [memory_used_mb, memory_idle_mb]), mut several) = {
+            let state = self.lock();
+            let several = state.pool.several().map(|(deployment, live)| Warm { deployment, sandboxes: count(live) });
+            (state.pool.counts(), several.collect::<Vec<_>>())
+        };
+        // So that two heartbeats of the same state are equal.
+        several.sort_unstable_by_key(|several| several.deployment);
+        let busy = count(busy.saturating_sub(self.serving.load(Ordering::Relaxed)));
+        Counts { busy, warm, memory_total_mb: self.total_mb, memory_used_mb, memory_idle_mb, several }
     }
 
     /// Whether the deployment has a sandbox that is idle or busy.

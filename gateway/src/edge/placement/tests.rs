@@ -11,6 +11,8 @@ struct Facts {
     is_warm: bool,
     duty: Duty,
     is_avoided: bool,
+    /// Of the version that is placed, or of another.
+    hands_over: Option<bool>,
 }
 
 fn wanted() -> Wanted {
@@ -24,9 +26,11 @@ fn view(nodes: impl IntoIterator<Item = (NodeId, Facts)>, wanted: &Wanted) -> Vi
         let (memory_total_mb, memory_used_mb, memory_idle_mb) = facts.memory;
         let warm = if facts.is_warm { vec![wanted.deployment] } else { Vec::new() };
         let Facts { busy, cpus, duty, is_avoided, .. } = facts;
+        let hands_over = facts.hands_over.map(|this| if this { wanted.deployment } else { DeploymentId::new() });
+        let hands_over = hands_over.into_iter().collect();
         let state =
             NodeState { busy, cpus, memory_total_mb, memory_used_mb, memory_idle_mb, warm, ..NodeState::default() };
-        Candidate { node, state: Arc::new(state), load, duty, is_avoided }
+        Candidate { node, state: Arc::new(state), load, duty, is_avoided, hands_over }
     };
     View::new(nodes.into_iter().map(candidate).collect(), Arc::default())
 }
@@ -115,6 +119,45 @@ fn duties() {
     check(&[warm(Cordoned), Facts { busy: 9, ..cold(Active) }], Some(1), "whatever that carries");
     check(&[cold(Cordoned), warm(Cordoned), warm(Draining)], Some(1), "of two the warm one");
     check(&[warm(Draining), warm(Removed)], None, "nothing at all");
+}
+
+#[test]
+fn what_is_handed_over_goes_on_until_it_is_warm_elsewhere() {
+    let cold = Facts::default();
+    let warm = Facts { is_warm: true, ..cold };
+    let drained = Facts { duty: Duty::Draining, ..warm };
+    let (hands_over, done) =
+        (Facts { hands_over: Some(true), ..drained }, Facts { hands_over: Some(false), ..drained });
+    check(&[hands_over], Some(0), "the only one");
+    check(&[done], None, "nothing else");
+    check(&[cold, hands_over], Some(1), "warm there, and not yet elsewhere");
+    check(&[cold, Facts { busy: 1000, ..hands_over }], Some(1), "whatever it carries");
+    check(&[warm, hands_over], Some(0), "the first warm one");
+    check(&[Facts { busy: 1000, ..warm }, hands_over], Some(1), "what is warm elsewhere carries too much");
+    check(&[done, cold], Some(1), "what is not handed over goes elsewhere");
+    check(&[done, Facts { busy: 1000, ..cold }], Some(1), "whatever that carries");
+    check(&[Facts { is_avoided: true, ..hands_over }, cold], Some(1), "it fails");
+}
+
+#[test]
+fn who_takes_over() {
+    let check = |facts: &[Facts], expected: Option<usize>, why: &str| {
+        let wanted = wanted();
+        let nodes = facts.iter().map(|facts| (NodeId::new(), *facts));
+        assert_eq!(view(nodes, &wanted).successor(&wanted), expected, "{why}");
+    };
+    let cold = Facts::default();
+    let warm = Facts { is_warm: true, ..cold };
+    let drained = Facts { duty: Duty::Draining, hands_over: Some(true), ..warm };
+    let full = Facts { memory: (1024, 1024, Some(0)), ..cold };
+    check(&[drained], None, "nobody");
+    check(&[drained, Facts { duty: Duty::Cordoned, ..warm }], None, "nothing new there");
+    check(&[drained, cold], Some(1), "one that has room");
+    check(&[drained, cold, warm], Some(2), "one that has it warm");
+    check(&[drained, full], None, "no room");
+    check(&[drained, Facts { is_warm: true, ..full }], Some(1), "warm needs none");
+    check(&[drained, full, Facts { memory: (1024, 1024, Some(512)), ..cold }], Some(2), "room can be had");
+    check(&[drained, Facts { is_avoided: true, ..cold }, cold], Some(2), "the other one fails");
 }
 
 #[test]
