@@ -150,6 +150,18 @@ pub struct NodeState {
     /// CPUs that the agent, and so its sandboxes, may use. An older agent does not say.
     #[serde(default)]
     pub cpus: Option<u32>,
+    /// Of the versions that are warm, those with several sandboxes, and how many. An older agent does not say.
+    #[serde(default)]
+    pub several: Option<Vec<Warm>>,
+}
+
+impl NodeState {
+    /// How many sandboxes of a version are warm or busy, as far as it is known.
+    #[must_use]
+    pub fn sandboxes(&self, deployment: DeploymentId) -> u32 {
+        let several = self.several.iter().flatten().find(|several| several.deployment == deployment);
+        several.map_or_else(|| self.warm.contains(&deployment).into(), |several| several.sandboxes)
+    }
 }
 
 /// Most entries of one `Keep`, so that it fits a frame.
@@ -315,11 +327,23 @@ mod tests {
         let older =
             r#"{"type":"heartbeat","busy":1,"warm":[],"memory_total_mb":2,"memory_used_mb":1,"spooled_records":0}"#;
         let AgentMessage::Heartbeat(state) = serde_json::from_str(older).unwrap() else { unreachable!() };
-        assert_eq!((state.kept, state.memory_idle_mb, state.cpus), (None, None, None));
+        assert_eq!((&state.kept, state.memory_idle_mb, state.cpus, &state.several), (&None, None, None, &None));
         let hello = format!(r#"{{"protocol":1,"node":"{}","kind":"work"}}"#, NodeId::new());
         assert_eq!(serde_json::from_str::<Hello>(&hello).unwrap().epoch, 0);
         // An older gateway passes over what it does not know.
         let newer = older.replace("\"busy\"", "\"unheard_of\":[1],\"busy\"");
         assert!(serde_json::from_str::<AgentMessage>(&newer).is_ok());
+    }
+
+    #[test]
+    fn sandboxes_of_a_version() {
+        let [one, two, none] = [(); 3].map(|()| DeploymentId::new());
+        let older = NodeState { warm: vec![one, two], ..NodeState::default() };
+        let newer = NodeState { several: Some(vec![Warm { deployment: two, sandboxes: 3 }]), ..older.clone() };
+        let check = |state: &NodeState, expected| {
+            assert_eq!([one, two, none].map(|deployment| state.sandboxes(deployment)), expected, "{state:?}");
+        };
+        check(&older, [1, 1, 0]);
+        check(&newer, [1, 3, 0]);
     }
 }

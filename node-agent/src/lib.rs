@@ -303,7 +303,7 @@ impl Orders for Agent {
         let (counts, kept) = (self.sandboxes.counts(), self.kept.full());
         self.metrics.kept_versions.set(i64::try_from(kept.len()).unwrap_or(i64::MAX));
         NodeState {
-            busy: counts.busy,
+            busy: counts.busy.saturating_add(self.servers.calls()),
             warm: counts.warm,
             memory_total_mb: counts.memory_total_mb,
             memory_used_mb: counts.memory_used_mb,
@@ -311,6 +311,7 @@ impl Orders for Agent {
             kept: Some(kept),
             memory_idle_mb: Some(counts.memory_idle_mb),
             cpus: self.cpus,
+            several: Some(counts.several),
         }
     }
 

@@ -52,6 +52,9 @@ pub(crate) enum NoServer {
     /// No sandbox could be had.
     #[error("No sandbox could be had: {0}")]
     NoSandbox(Arc<str>),
+    /// It can have none, by its own fault.
+    #[error("The function cannot be started: {0}")]
+    Unstartable(Arc<str>),
     /// It was started, and took no connection in this time.
     #[error("the server did not listen within {} ms", .0.as_millis())]
     Deaf(Duration, Told),
@@ -158,6 +161,18 @@ impl Servers {
         self.lock().get(&deployment).is_some_and(|entry| matches!(entry.start.peek(), Some(Ok(_))))
     }
 
+    /// Calls that are in servers, or wait for one.
+    pub(crate) fn calls(&self) -> u32 {
+        // Who began a start may have left, and then nobody has looked yet whether it is done.
+        let calls = |entry: &Entry| match entry.start.clone().now_or_never() {
+            Some(Ok(server)) => server.lock().calls,
+            Some(Err(_)) => 0,
+            // How many wait for its start is not known; it is not none.
+            None => 1,
+        };
+        u32::try_from(self.lock().values().map(calls).sum::<usize>()).unwrap_or(u32::MAX)
+    }
+
     /// Starts the server of a deployment that is to be kept, unless it runs.
     ///
     /// # Errors
@@ -220,12 +235,19 @@ impl Servers {
         id: InvocationId,
         token: &Token,
     ) -> Result<Arc<Server>, NoServer> {
-        let none = |error: &(dyn std::error::Error + 'static)| {
+        let why = |error: &(dyn std::error::Error + 'static)| -> Arc<str> {
             tracing::warn!(error = %Chain(error), deployment = %spec.deployment, "no sandbox for a server");
-            NoServer::NoSandbox(error.to_string().into())
+            error.to_string().into()
         };
-        let build = self.builds.ready(spec, id).await.map_err(|error| none(&error))?;
-        let lease = self.sandboxes.lease(spec, build).await.map_err(|error| none(&error))?;
+        let none = |error: &(dyn std::error::Error + 'static)| NoServer::NoSandbox(why(error));
+        let build = self.builds.ready(spec, id).await.map_err(|error| match error.is_of_function() {
+            true => NoServer::Unstartable(why(&error)),
+            false => none(&error),
+        })?;
+        let lease = self.sandboxes.lease(spec, build).await.map_err(|error| match error.is_of_function() {
+            true => NoServer::Unstartable(why(&error)),
+            false => none(&error),
+        })?;
         let cause = lease.cold().and_then(|cold| cold.cause);
         let mut serving = lease.serve().await.map_err(|error| none(&error))?;
         let ice = serving.ice().map_err(|error| none(&error))?;

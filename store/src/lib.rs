@@ -174,6 +174,8 @@ pub struct NewDeployment {
     pub egress: bool,
     /// How old an answer may be that is sent while a sandbox is started, in milliseconds; 0: none is.
     pub stale_while_cold_ms: u32,
+    /// The labels that a node must have for it.
+    pub node_selector: Labels,
 }
 
 impl NewDeployment {
@@ -191,6 +193,7 @@ impl NewDeployment {
             env: self.env,
             egress: self.egress,
             stale_while_cold_ms: self.stale_while_cold_ms,
+            node_selector: self.node_selector,
         }
     }
 }
@@ -353,10 +356,15 @@ pub trait Store: RecordSink {
     /// Notes that a node is linked and what its agent says of it. One of the gateway's own machine is added if it is new, and
     /// is back if it was removed.
     async fn node_linked(&self, id: NodeId, name: &str, labels: &Labels) -> Result<(), Error>;
-    /// Notes that these nodes are still linked.
-    async fn nodes_seen(&self, ids: &[NodeId]) -> Result<(), Error>;
+    /// Notes that these nodes are linked to `gateway`, and no others.
+    async fn nodes_seen(&self, gateway: GatewayId, ids: &[NodeId]) -> Result<(), Error>;
+    /// Which nodes were noted to be linked to which gateways in the last `seconds`, by the database's clock.
+    async fn node_links(&self, seconds: u32) -> Result<Vec<(NodeId, GatewayId)>, Error>;
+    /// Gives a node these labels in place of `before`, which the operator gave it; false when it has others by now.
+    async fn label_node(&self, id: NodeId, before: &Labels, labels: &Labels) -> Result<bool, Error>;
     /// Changes what a node may do. [`Error::NotFound`] when there is none, or it was removed.
     async fn set_duty(&self, id: NodeId, duty: Duty) -> Result<(), Error>;
-    /// Deletes join tokens that expired a day ago, and removed nodes whose certificate has ended; how many.
+    /// Deletes join tokens that expired a day ago, links that were noted last before that, and removed nodes whose
+    /// certificate has ended; how many.
     async fn purge_fleet(&self) -> Result<u64, Error>;
 }

@@ -67,6 +67,10 @@ pub(super) fn newcomer(size: &Size) -> Candidate {
         load: Arc::default(),
         duty: Duty::Active,
         is_avoided: false,
+        hands_over: Vec::new(),
+        labels: Arc::default(),
+        labelled: 0,
+        placed: Arc::default(),
     }
 }
 

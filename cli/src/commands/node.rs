@@ -1,7 +1,8 @@
 //! `dartcloud node`: the machines of the fleet. `token` and `join` add one, the others operate it.
 
+use std::collections::BTreeMap;
+
 use anyhow::Context as _;
-use common::labels::Labels;
 use common::node_url::NodeUrl;
 use reqwest::Method;
 use serde::Deserialize;
@@ -12,6 +13,7 @@ use crate::{failure, output, progress};
 mod doctor;
 mod drain;
 pub(crate) mod join;
+mod label;
 
 /// The options of `node`.
 #[derive(Debug, clap::Args)]
@@ -30,11 +32,13 @@ enum Command {
     Doctor(Box<doctor::Args>),
     /// Show the nodes.
     List(ListArgs),
+    /// Give a node labels, or take them away, for functions that ask for them by `node_selector`.
+    Label(label::Args),
     /// Give a node no more calls, but for what is warm there and nowhere else.
     Cordon(NodeArgs),
     /// Give a node calls again.
     Uncordon(NodeArgs),
-    /// Give a node no more calls at all, and wait until it has none.
+    /// Give a node no more calls at all, once others have warm what it has warm, and wait until it has none.
     Drain(NodeArgs),
     /// Take a node out of the fleet: its certificate is worth nothing from then on.
     Remove(NodeArgs),
@@ -74,6 +78,7 @@ pub(crate) fn run(args: Args, wait: impl Fn(WaitFor) -> anyhow::Result<()>) -> a
         Command::Doctor(args) => wait(Box::pin(doctor::run(*args))),
         Command::Token(args) => wait(Box::pin(token(args))),
         Command::List(args) => wait(Box::pin(list(args))),
+        Command::Label(args) => wait(Box::pin(label::run(args))),
         Command::Cordon(args) => wait(Box::pin(order(args, "cordon"))),
         Command::Uncordon(args) => wait(Box::pin(order(args, "uncordon"))),
         Command::Drain(args) => wait(Box::pin(drain::run(args))),
@@ -115,11 +120,14 @@ struct Node {
     name: String,
     /// An older server does not say.
     #[serde(default)]
-    labels: Labels,
+    labels: BTreeMap<String, String>,
     state: String,
     protocol: Option<u32>,
     busy: Option<u32>,
     warm: Option<u64>,
+    /// Of one that is drained; an older server does not say.
+    moving: Option<u64>,
+    stranded: Option<u64>,
     memory_used_mb: Option<u64>,
     memory_total_mb: Option<u64>,
     last_seen: Option<String>,
@@ -155,6 +163,7 @@ async fn list(args: ListArgs) -> anyhow::Result<()> {
 }
 
 fn row(node: Node) -> Vec<String> {
+    let labels = labelled(&node);
     let memory = node.memory_used_mb.zip(node.memory_total_mb).map(|(used, total)| format!("{used}/{total} MiB"));
     let known = [
         node.protocol.map(|number| number.to_string()),
@@ -165,9 +174,13 @@ fn row(node: Node) -> Vec<String> {
         node.certificate_expires_at,
     ];
     let known = known.map(|cell| cell.unwrap_or_else(|| "-".into()));
-    let labels = node.labels.to_string();
-    let labels = if labels.is_empty() { "-".to_owned() } else { labels };
     [vec![node.id, node.name, labels, node.state], known.to_vec()].concat()
+}
+
+/// A node's labels, as they are written.
+fn labelled(node: &Node) -> String {
+    let labels: Vec<_> = node.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    if labels.is_empty() { "-".to_owned() } else { labels.join(",") }
 }
 
 /// The node that `wanted` names, among all.
@@ -201,7 +214,7 @@ async fn remove(args: NodeArgs) -> anyhow::Result<()> {
 mod tests {
     use super::*;
 
-    fn node(id: &str, name: &str) -> Node {
+    pub(super) fn node(id: &str, name: &str) -> Node {
         serde_json::from_value(serde_json::json!({"id": id, "name": name, "state": "lost"})).unwrap()
     }
 

@@ -1,6 +1,6 @@
 //! The operator's nodes: the token by which a machine joins, who is there and how busy, and what each may do.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use axum::Json;
@@ -16,7 +16,7 @@ use super::State;
 use super::auth::rfc3339;
 use super::caller::Operator;
 use super::error::Failure;
-use super::request::{Key, Origin};
+use super::request::{Fields, Key, Origin};
 use crate::fleet::health::Health;
 use crate::fleet::{Linked, roster};
 
@@ -59,14 +59,14 @@ fn host_of(origin: &str) -> &str {
     &authority[..end]
 }
 
-/// A node as the operator sees it. What only a linked node can say is `null` of others.
+/// A node as the operator sees it. What only a node can say that is linked to this gateway is `null` of others.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct View {
     id: NodeId,
     name: String,
     labels: Labels,
-    /// `linked`, `suspected`, `ejected`, `cordoned`, `draining`, `lost`.
+    /// `linked`, `suspected`, `ejected`, `cordoned`, `draining`, `elsewhere` (linked to other gateways only), `lost`.
     state: &'static str,
     /// Whether it is on the gateway's own machine.
     local: bool,
@@ -75,6 +75,10 @@ struct View {
     busy: Option<u32>,
     /// Versions that are warm there.
     warm: Option<usize>,
+    /// Of a node that is drained: of those, the ones that go on there until another node has them warm.
+    moving: Option<usize>,
+    /// Of a node that is drained: of those, the ones that no other node can take; in the end, those that were not moved.
+    stranded: Option<usize>,
     memory_used_mb: Option<u64>,
     memory_total_mb: Option<u64>,
     /// When it was linked last.
@@ -91,32 +95,43 @@ pub(crate) struct Page {
 /// `GET /api/nodes`.
 pub(crate) async fn list(Extract(state): Extract<Arc<State>>, _: Operator) -> Result<Json<Page>, Failure> {
     let linked: HashMap<_, _> = state.fleet.nodes().iter().map(|node| (node.link.node, node.clone())).collect();
+    let links = state.store.node_links(roster::LEASE_SECONDS).await?;
+    let elsewhere: HashSet<_> =
+        links.into_iter().filter(|(_, gateway)| *gateway != state.gateway).map(|(node, _)| node).collect();
     let kept = state.store.nodes().await?;
     let kept = kept.into_iter().filter(|node| node.duty != Duty::Removed);
-    let nodes = kept.map(|node| view(&state, linked.get(&node.id), node)).collect();
+    let nodes = kept.map(|node| view(&state, linked.get(&node.id), elsewhere.contains(&node.id), node)).collect();
     Ok(Json(Page { nodes }))
 }
 
-fn view(state: &State, linked: Option<&Linked>, node: Node) -> View {
+/// The word for a node that is linked here and so, or not.
+fn word(health: Option<Health>, is_elsewhere: bool, duty: Duty) -> &'static str {
+    match (health, duty) {
+        (None, _) if !is_elsewhere => "lost",
+        (None, Duty::Active) => "elsewhere",
+        (Some(Health::Well), Duty::Active) => "linked",
+        (Some(Health::Suspected), Duty::Active) => "suspected",
+        (Some(Health::Ejected), Duty::Active) => "ejected",
+        (_, duty) => duty.word(),
+    }
+}
+
+fn view(state: &State, linked: Option<&Linked>, is_elsewhere: bool, node: Node) -> View {
     // The node says twice a second what it has under way; what we have just sent it, we know better.
     let busy = |linked: &Linked| linked.state.busy.max(state.fleet.in_use(&linked.link));
+    let handover = linked.and_then(|linked| linked.handover);
+    let labels = node.all_labels();
     View {
         id: node.id,
         name: node.name,
-        labels: node.labels,
-        state: match (linked, node.duty) {
-            (None, _) => "lost",
-            (Some(linked), Duty::Active) => match linked.health {
-                Health::Well => "linked",
-                Health::Suspected => "suspected",
-                Health::Ejected => "ejected",
-            },
-            (Some(_), duty) => duty.word(),
-        },
+        labels,
+        state: word(linked.map(|linked| linked.health), is_elsewhere, node.duty),
         local: node.certificate.is_none(),
         protocol: linked.map(|linked| linked.protocol),
         busy: linked.map(busy),
         warm: linked.map(|linked| linked.state.warm.len()),
+        moving: handover.map(|handover| handover.moving),
+        stranded: handover.map(|handover| handover.stranded),
         memory_used_mb: linked.map(|linked| linked.state.memory_used_mb),
         memory_total_mb: linked.map(|linked| linked.state.memory_total_mb),
         last_seen: node.last_seen_at.map(rfc3339),
@@ -134,7 +149,8 @@ pub(crate) async fn uncordon(state: Extract<Arc<State>>, _: Operator, key: Key) 
     change(&state, &key, Duty::Active).await
 }
 
-/// `POST /api/nodes/{id}/drain`: no calls any more. What is under way goes on; the list says how much that is.
+/// `POST /api/nodes/{id}/drain`: no calls any more, but for what is warm there, until another node has it warm. What is
+/// under way goes on; the list says how much that is.
 pub(crate) async fn drain(state: Extract<Arc<State>>, _: Operator, key: Key) -> Result<StatusCode, Failure> {
     change(&state, &key, Duty::Draining).await
 }
@@ -148,6 +164,26 @@ pub(crate) async fn remove(state: Extract<Arc<State>>, _: Operator, key: Key) ->
         return Err(Failure::new(Code::Conflict, sentence));
     }
     change(&state, &key, Duty::Removed).await
+}
+
+/// `PATCH /api/nodes/{id}` `{"labels": {"gpu": "true", "zone": null}}`: gives a node labels, which win over what its agent
+/// says, and takes them away.
+pub(crate) async fn label(
+    Extract(state): Extract<Arc<State>>,
+    _: Operator,
+    key: Key,
+    mut fields: Fields,
+) -> Result<StatusCode, Failure> {
+    let (id, changes) = (node_id(&key)?, fields.texts("labels")?);
+    let known = state.store.nodes().await?.into_iter().find(|node| node.id == id && node.duty != Duty::Removed);
+    let before = known.ok_or_else(|| Failure::not_found("the node"))?.given_labels;
+    let labels = before.clone().changed(changes).map_err(|error| Failure::new(Code::Invalid, error.to_string()))?;
+    if !state.store.label_node(id, &before, &labels).await? {
+        return Err(Failure::new(Code::Conflict, "somebody else gave the node labels at the same moment: try again"));
+    }
+    roster::reload(&state.fleet, &*state.store).await?;
+    tracing::info!(node = %id, %labels, "the operator labels a node");
+    Ok(StatusCode::NO_CONTENT)
 }
 
 async fn change(state: &State, key: &Key, duty: Duty) -> Result<StatusCode, Failure> {
@@ -169,6 +205,18 @@ fn node_id(Key(key): &Key) -> Result<NodeId, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_word_for_a_node() {
+        let check = |health, is_elsewhere, duty, expected| assert_eq!(word(health, is_elsewhere, duty), expected);
+        check(None, false, Duty::Active, "lost");
+        check(None, false, Duty::Draining, "lost");
+        check(None, true, Duty::Active, "elsewhere");
+        check(None, true, Duty::Draining, "draining");
+        check(Some(Health::Well), true, Duty::Active, "linked");
+        check(Some(Health::Ejected), false, Duty::Active, "ejected");
+        check(Some(Health::Suspected), false, Duty::Cordoned, "cordoned");
+    }
 
     #[test]
     fn the_host_of_an_origin() {

@@ -11,13 +11,14 @@ use chrono::Utc;
 use common::digest::Digest;
 use common::function::DeploymentSpec;
 use common::ids::{DeploymentId, NodeId};
+use common::labels::Labels;
 use common::protocol::{GatewayMessage, NodeState, Warm};
 use store::fleet::{Duty, Node as KnownNode};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::timeout;
 
-use crate::edge::placement::{Candidate, Load, Rankings, Seat, View, Wanted};
+use crate::edge::placement::{Load, Rankings, Seat, Wanted};
 use crate::metrics::Metrics;
 
 mod attendance;
@@ -27,11 +28,13 @@ pub(crate) mod calls;
 pub(crate) mod config;
 mod control_stream;
 pub(crate) mod enrolment;
+mod handover;
 pub(crate) mod health;
 mod homes;
 pub(crate) mod link;
 pub(crate) mod node_port;
 mod pass;
+mod picture;
 mod recent;
 pub(crate) mod reception;
 mod retries;
@@ -40,9 +43,12 @@ pub(crate) mod stock;
 pub(crate) mod warmth;
 
 pub(crate) use build::BuildEvents;
-use health::{Health, Trust};
+use handover::Handover;
+use health::Trust;
 use homes::Homes;
 use pass::Pass;
+pub(crate) use picture::Linked;
+use picture::Picture;
 use retries::Retries;
 use stock::{Lease, NodeLink, Stock, Stocks};
 
@@ -55,10 +61,14 @@ const NODE_DEADLINE: Duration = Duration::from_secs(3);
 /// Longest time of a deploy, from its version's row to its place in the routes.
 const DEPLOY_LIMIT: chrono::TimeDelta = chrono::TimeDelta::minutes(20);
 
-/// No node can take the order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no node is linked: start a node agent, or wait until it has dialled in")]
-pub(crate) struct NoNode;
+/// No node can take a call or a build.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NoNode {
+    #[error("no node is linked that takes it: try again in a moment, or start a node agent")]
+    Linked,
+    #[error("no node that takes calls has the labels {0}, which `node_selector` asks for")]
+    Labelled(Labels),
+}
 
 /// The nodes that are linked. Cheap to clone.
 #[derive(Clone)]
@@ -82,6 +92,8 @@ struct Inner {
     /// Calls that went to a second node.
     retries: Mutex<Retries>,
     changed: Notify,
+    /// A node was linked or lost, which the database is to know.
+    links: Notify,
     stocks: Stocks,
     /// The stock of the control runtime, from which builds are ordered.
     control: Arc<Stock>,
@@ -101,6 +113,11 @@ struct Node {
     /// Whether it is silent.
     is_suspected: bool,
     trust: Trust,
+    /// Set once it is drained.
+    handover: Option<Handover>,
+    labels: Arc<Labels>,
+    /// Another number for other labels.
+    labelled: u64,
 }
 
 struct Control {
@@ -111,44 +128,6 @@ struct Control {
     kept: Option<Vec<Warm>>,
     /// What the node speaks.
     protocol: u32,
-}
-
-/// A node that takes calls.
-#[derive(Clone)]
-pub(crate) struct Linked {
-    pub(crate) link: Arc<NodeLink>,
-    /// What it said last.
-    pub(crate) state: Arc<NodeState>,
-    /// What the operator lets it do.
-    pub(crate) duty: Duty,
-    /// What it speaks.
-    pub(crate) protocol: u32,
-    pub(crate) health: Health,
-}
-
-/// The nodes that take calls, at one moment.
-#[derive(Default)]
-pub(crate) struct Picture {
-    nodes: Vec<Linked>,
-    /// The same nodes in the same order, as placement sees them.
-    view: View,
-}
-
-impl Picture {
-    pub(crate) fn iter(&self) -> std::slice::Iter<'_, Linked> {
-        self.nodes.iter()
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.nodes.is_empty()
-    }
-
-    /// Gives a call or a build of a version to the node at `place`.
-    fn seated(&self, place: usize, deployment: DeploymentId) -> (Arc<NodeLink>, Option<Seat>) {
-        let link = &self.nodes[place].link;
-        link.pass.place(deployment);
-        (link.clone(), self.view.seat(place))
-    }
 }
 
 thread_local! {
@@ -178,6 +157,7 @@ impl Fleet {
             homes: Homes::default(),
             retries: Mutex::new(Retries::new(Instant::now())),
             changed: Notify::new(),
+            links: Notify::new(),
             stocks,
             control,
             pending: Mutex::default(),
@@ -204,14 +184,28 @@ impl Fleet {
 
     /// The node for a call that runs once, known by `key`: always the same. `None` when that one is not linked in
     /// time, or is drained.
-    pub(crate) async fn home(&self, key: &Digest, deployment: DeploymentId) -> Option<(Arc<NodeLink>, Option<Seat>)> {
+    pub(crate) async fn home(&self, key: &Digest, spec: &DeploymentSpec) -> Option<(Arc<NodeLink>, Option<Seat>)> {
+        let selector = &spec.node_selector;
         self.once_linked(|| {
-            let home = self.0.homes.of(key, Instant::now())?;
+            let roster = self.0.roster.load();
+            let has_labels = |node| roster.get(&node).is_some_and(|node| node.all_labels().have(selector));
+            let home = self.0.homes.of(key, Instant::now(), |node| selector.is_empty() || has_labels(node))?;
             let picture = self.nodes();
             let place = picture.iter().position(|node| node.link.node == home && node.duty != Duty::Draining)?;
-            Some(picture.seated(place, deployment))
+            Some(picture.seated(place, spec.deployment))
         })
         .await
+    }
+
+    /// Why no node takes a call or a build of `spec` now.
+    pub(crate) fn refusal(&self, spec: &DeploymentSpec) -> NoNode {
+        let (selector, picture) = (&spec.node_selector, self.nodes());
+        let mut active = picture.iter().filter(|node| node.duty == Duty::Active).peekable();
+        if active.peek().is_some() && !active.any(|node| node.labels.have(selector)) {
+            NoNode::Labelled(selector.clone())
+        } else {
+            NoNode::Linked
+        }
     }
 
     async fn once_linked<T>(&self, look: impl Fn() -> Option<T>) -> Option<T> {
@@ -294,7 +288,8 @@ impl Fleet {
         // One without a certificate is on our own machine, and comes back when its agent does.
         let is_removed = |node: &KnownNode| node.duty == Duty::Removed && node.certificate.is_some();
         let removed: Vec<_> = known.iter().filter(|node| is_removed(node)).map(|node| node.id).collect();
-        self.0.roster.store(Arc::new(known.into_iter().map(|node| (node.id, node)).collect()));
+        let roster = known.into_iter().map(|node| (node.id, node)).collect();
+        let before = self.0.roster.swap(Arc::new(roster));
         let mut nodes = lock(&self.0.nodes);
         let mut passes = lock(&self.0.passes);
         for id in removed {
@@ -306,6 +301,16 @@ impl Fleet {
             }
         }
         drop(passes);
+        for (id, node) in nodes.iter_mut() {
+            // What was drained when this gateway began has handed over already, and what is cordoned is warm elsewhere.
+            let was_active = before.get(id).is_none_or(|before| before.duty == Duty::Active);
+            if self.duty(*id) != Some(Duty::Draining) {
+                node.handover = None;
+            } else if was_active {
+                node.handover = Some(Handover::new(Instant::now(), node.state.warm.iter().copied()));
+            }
+            node.label(self.labels(*id));
+        }
         self.redraw(&nodes);
     }
 
@@ -324,34 +329,12 @@ impl Fleet {
         self.0.stocks.in_use(link)
     }
 
-    fn pass_of(&self, node: NodeId) -> Arc<Pass> {
-        lock(&self.0.passes).entry(node).or_default().clone()
+    fn labels(&self, node: NodeId) -> Labels {
+        self.0.roster.load().get(&node).map(KnownNode::all_labels).unwrap_or_default()
     }
 
-    fn redraw(&self, nodes: &HashMap<NodeId, Node>) {
-        let linked = nodes.values().filter_map(|node| Some((node, node.control.as_ref()?.protocol)));
-        let mut seen: Vec<_> = linked
-            .map(|(node, protocol)| {
-                let (link, state, load) = (node.link.clone(), node.state.clone(), node.load.clone());
-                let duty = self.duty(link.node).unwrap_or_default();
-                let health = node.health();
-                let is_avoided = health != Health::Well;
-                let candidate = Candidate { node: link.node, state: state.clone(), load, duty, is_avoided };
-                (Linked { link, state, duty, protocol, health }, candidate)
-            })
-            .collect();
-        seen.sort_unstable_by_key(|(_, candidate)| candidate.node);
-        let (nodes, candidates): (Vec<_>, Vec<_>) = seen.into_iter().unzip();
-        let view = View::new(candidates, self.0.load.clone());
-        let count = |health| nodes.iter().filter(|node| node.health == health).count();
-        self.0.metrics.fleet.nodes(nodes.len(), count(Health::Suspected), count(Health::Ejected));
-        let roster = self.0.roster.load();
-        let seen = roster.values().filter(|node| node.duty != Duty::Removed);
-        let seen =
-            seen.filter_map(|node| Some((node.id, (Utc::now() - node.last_seen_at?).to_std().unwrap_or_default())));
-        self.0.homes.note(nodes.iter().map(|node| node.link.node), seen, Instant::now());
-        self.0.picture.store(Arc::new(Picture { nodes, view }));
-        self.0.changed.notify_waiters();
+    fn pass_of(&self, node: NodeId) -> Arc<Pass> {
+        lock(&self.0.passes).entry(node).or_default().clone()
     }
 
     /// Of `deployments`, those that neither serve nor are being built. What is young may be another gateway's that is about

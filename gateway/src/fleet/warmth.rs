@@ -1,26 +1,29 @@
 //! Which node keeps which versions warm. The spread is pure; a node is told its part whenever that changes: when nodes
-//! come and go, when the routes are swapped, and when a version with `min_warm` is about to serve.
+//! come and go, when the routes are swapped, when a version with `min_warm` is about to serve, and when a node that is
+//! drained hands over what it has.
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::function::{Contract, DeploymentSpec};
 use common::ids::{DeploymentId, NodeId};
-use common::protocol::{GatewayMessage, MAX_KEPT, Warm};
+use common::labels::Labels;
+use common::protocol::{GatewayMessage, MAX_KEPT, NodeState, Warm};
 use store::fleet::Duty;
-use tokio::time::timeout;
+use tokio::time::{sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::{Fleet, lock};
-use crate::edge::placement::{self, RANKED, Ranking};
-use crate::edge::routes::Routes;
+use super::handover::{Handover, Move, Outlook, Standing};
+use super::{Fleet, Node, Picture, lock};
+use crate::edge::placement::{self, Ranking, Wanted};
+use crate::edge::routes::{Routes, Table};
 
 /// How long a new version waits to be warm before it serves all the same.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a version wants of the fleet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Wish {
     deployment: DeploymentId,
     /// What decides where its calls go.
@@ -29,30 +32,42 @@ pub(crate) struct Wish {
     sandboxes: u32,
     /// On one node.
     most: u32,
+    /// The labels that a node must have.
+    selector: Labels,
 }
 
 impl Wish {
     /// That of a version, if it has one.
     pub(crate) fn of(spec: &DeploymentSpec) -> Option<Self> {
-        let most = match spec.contract {
-            Contract::File => spec.limits.concurrency,
-            // A node has one server of a version.
-            Contract::Http { .. } => 1,
-        };
-        let sandboxes = spec.limits.min_warm;
-        (sandboxes > 0).then_some(Self { deployment: spec.deployment, key: placement::key(spec), sandboxes, most })
+        let (sandboxes, most) = (spec.limits.min_warm, most(spec));
+        let (deployment, key) = (spec.deployment, placement::key(spec));
+        (sandboxes > 0).then(|| Self { deployment, key, sandboxes, most, selector: spec.node_selector.clone() })
     }
 }
 
-/// What each of `nodes`, which have so much memory, is to keep: the sandboxes of a version go in turn to the nodes on
-/// which its calls are placed.
-fn spread(nodes: &[(NodeId, u64)], wishes: &[Wish]) -> Vec<Vec<Warm>> {
+/// How many sandboxes of a version a node has at most.
+fn most(spec: &DeploymentSpec) -> u32 {
+    match spec.contract {
+        Contract::File => spec.limits.concurrency,
+        // A node has one server of a version.
+        Contract::Http { .. } => 1,
+    }
+}
+
+/// A node that keeps something: which, its memory, its labels.
+type Keeper = (NodeId, u64, Arc<Labels>);
+
+/// What each of `nodes` is to keep: the sandboxes of a version go in turn to the nodes on which its calls are placed.
+fn spread(nodes: &[Keeper], wishes: &[Wish]) -> Vec<Vec<Warm>> {
     let mut parts = vec![Vec::new(); nodes.len()];
-    let count = nodes.len().min(RANKED) as u32;
-    let weights = placement::weights(nodes.iter().map(|(_, memory_mb)| *memory_mb));
+    let weights = placement::weights(nodes.iter().map(|(_, memory_mb, _)| *memory_mb));
     for wish in wishes {
-        let weighted = nodes.iter().map(|(node, _)| *node).zip(weights.iter().copied());
-        for (rank, place) in (0..).zip(Ranking::of(weighted, wish.key).places()) {
+        let has = |labels: &Labels| labels.have(&wish.selector);
+        let weighted = nodes.iter().zip(&weights);
+        let weighted = weighted.map(|((node, _, labels), weight)| (*node, if has(labels) { *weight } else { 0.0 }));
+        let ranking = Ranking::of(weighted, wish.key);
+        let count = ranking.places().count() as u32;
+        for (rank, place) in (0..).zip(ranking.places()) {
             let sandboxes = (wish.sandboxes / count + u32::from(rank < wish.sandboxes % count)).min(wish.most);
             if sandboxes > 0 {
                 parts[place].push(Warm { deployment: wish.deployment, sandboxes });
@@ -115,23 +130,40 @@ impl Fleet {
         keepers.peek().is_some() && keepers.all(|node| told(&node.state.kept))
     }
 
-    /// Tells each node its part, unless it knows it.
-    fn deal(&self, mut wishes: Vec<Wish>) {
+    /// Tells each node its part, unless it knows it. When to do so again, if nothing happens before.
+    fn deal(&self, table: &Table) -> Option<Instant> {
+        let mut wishes = table.wishes().to_vec();
         wishes.extend(lock(&self.0.warming).values().filter_map(|spec| Wish::of(spec)));
         wishes.sort_by_key(|wish| wish.deployment);
         wishes.dedup();
         let mut nodes = lock(&self.0.nodes);
+        let until = self.hand_over(&mut nodes, table);
+        let moves: Vec<_> =
+            nodes.values().filter_map(|node| node.handover.as_ref()).flat_map(Handover::moves).collect();
         let mut linked: Vec<_> = nodes
             .iter_mut()
-            .filter_map(|(id, node)| Some(((*id, node.state.memory_total_mb), &node.link, node.control.as_mut()?)))
+            .filter_map(|(id, node)| {
+                let keeper = (*id, node.state.memory_total_mb, node.labels.clone());
+                Some((keeper, &node.link, &node.handover, node.control.as_mut()?))
+            })
             .collect();
-        linked.sort_by_key(|(sized, ..)| *sized);
+        linked.sort_by_key(|((id, ..), ..)| *id);
         // What gets no new calls keeps nothing for them.
-        let is_active = |(id, _): &(NodeId, u64)| self.duty(*id).unwrap_or_default() == Duty::Active;
-        let active: Vec<_> = linked.iter().map(|(sized, ..)| *sized).filter(is_active).collect();
-        let mut parts: HashMap<_, _> = active.iter().map(|(id, _)| *id).zip(spread(&active, &wishes)).collect();
-        for ((id, _), link, control) in linked {
+        let is_active = |(id, ..): &Keeper| self.duty(*id).unwrap_or_default() == Duty::Active;
+        let active: Vec<_> = linked.iter().map(|(keeper, ..)| keeper.clone()).filter(is_active).collect();
+        let mut parts: HashMap<_, _> = active.iter().map(|(id, ..)| *id).zip(spread(&active, &wishes)).collect();
+        for (deployment, Move { to, sandboxes }) in moves {
+            let Some(part) = parts.get_mut(&to) else { continue };
+            match part.iter_mut().find(|warm| warm.deployment == deployment) {
+                Some(warm) => warm.sandboxes = warm.sandboxes.max(sandboxes),
+                None => part.push(Warm { deployment, sandboxes }),
+            }
+        }
+        for ((id, ..), link, handover, control) in linked {
             let mut warm = parts.remove(&id).unwrap_or_default();
+            // What is handed over stays warm until then.
+            let left: Vec<_> = handover.iter().flat_map(Handover::left).collect();
+            warm.extend(control.kept.iter().flatten().filter(|kept| left.contains(&kept.deployment)));
             if warm.len() > MAX_KEPT {
                 tracing::warn!(node = %id, versions = warm.len(), "more are to be kept warm than a node can be told");
                 warm.truncate(MAX_KEPT);
@@ -145,6 +177,71 @@ impl Fleet {
                 control.kept = Some(warm);
             }
         }
+        until
+    }
+
+    /// Looks how far the nodes are that hand over. When to look again, if nothing happens before.
+    fn hand_over(&self, nodes: &mut HashMap<NodeId, Node>, table: &Table) -> Option<Instant> {
+        let (now, picture) = (Instant::now(), self.nodes());
+        let leaving: Vec<_> = nodes.iter_mut().filter_map(|(id, node)| Some((*id, node.handover.take()?))).collect();
+        let (mut is_other, mut until) = (false, None);
+        for (id, mut handover) in leaving {
+            let Some(from) = nodes.get(&id) else { continue };
+            let sight = Sight { fleet: self, nodes: &*nodes, picture: &picture, table, from: &from.state };
+            if handover.look(now, &sight) {
+                is_other = true;
+                if handover.until().is_none() {
+                    let stranded = handover.progress().stranded;
+                    tracing::info!(node = %id, stranded, "the drained node gets no calls any more");
+                }
+            }
+            until = [until, handover.until()].into_iter().flatten().min();
+            if let Some(node) = nodes.get_mut(&id) {
+                node.handover = Some(handover);
+            }
+        }
+        if is_other {
+            self.redraw(nodes);
+        }
+        until
+    }
+}
+
+/// The fleet, as a node sees it that hands over.
+struct Sight<'a> {
+    fleet: &'a Fleet,
+    nodes: &'a HashMap<NodeId, Node>,
+    picture: &'a Picture,
+    table: &'a Table,
+    /// What that node said last.
+    from: &'a NodeState,
+}
+
+impl Outlook for Sight<'_> {
+    fn is_left(&self, version: DeploymentId) -> bool {
+        self.from.warm.binary_search(&version).is_ok() && self.table.serves(version)
+    }
+
+    /// With as many sandboxes there as the two have now, for it may get the calls of both.
+    fn successor(&self, version: DeploymentId) -> Option<Move> {
+        let spec = &self.table.by_deployment(version)?.spec;
+        let to = &self.picture.nodes[self.picture.view.successor(&Wanted::of(spec))?];
+        let sandboxes = self.from.sandboxes(version).saturating_add(to.state.sandboxes(version)).min(most(spec));
+        Some(Move { to: to.link.node, sandboxes })
+    }
+
+    fn standing(&self, version: DeploymentId, Move { to, sandboxes }: &Move) -> Standing {
+        let is_active = self.fleet.duty(*to).unwrap_or_default() == Duty::Active;
+        let node = self.nodes.get(to).filter(|_| is_active);
+        let Some((state, control)) = node.and_then(|node| Some((&node.state, node.control.as_ref()?))) else {
+            return Standing::Failed;
+        };
+        let is_told =
+            control.kept.iter().flatten().any(|warm| warm.deployment == version && warm.sandboxes >= *sandboxes);
+        let is_full = state.kept.as_ref().is_some_and(|kept| kept.contains(&version));
+        // It may have said so before it heard how many.
+        let are_there = state.several.is_none() || state.sandboxes(version) >= *sandboxes;
+        if is_told && is_full && are_there { Standing::Done } else { Standing::UnderWay }
     }
 }
 
@@ -153,10 +250,17 @@ pub(crate) async fn run(fleet: Fleet, routes: Arc<Routes>, end: CancellationToke
     loop {
         // Before the look, so that no change falls between the two.
         let (changed, swapped) = (fleet.0.changed.notified(), routes.swapped());
-        fleet.deal(routes.now().wishes().to_vec());
+        let until = fleet.deal(&routes.now());
+        let overdue = async {
+            match until {
+                Some(until) => sleep_until(until.into()).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             () = changed => {}
             () = swapped => {}
+            () = overdue => {}
             () = end.cancelled() => return,
         }
     }
@@ -167,18 +271,24 @@ mod tests {
     use std::cmp::Reverse;
 
     use super::*;
+    use crate::edge::placement::RANKED;
 
     fn wish(sandboxes: u32, most: u32) -> Wish {
-        Wish { deployment: DeploymentId::new(), key: DeploymentId::new().uuid().as_u128(), sandboxes, most }
+        let (deployment, key) = (DeploymentId::new(), DeploymentId::new().uuid().as_u128());
+        Wish { deployment, key, sandboxes, most, selector: Labels::NONE }
+    }
+
+    fn node(labels: &str) -> Keeper {
+        (NodeId::new(), 1024, Arc::new(labels.parse().unwrap()))
     }
 
     fn check(nodes: usize, sandboxes: u32, most: u32, expected: &[u32]) {
-        let nodes: Vec<_> = (0..nodes).map(|_| (NodeId::new(), 1024)).collect();
+        let nodes: Vec<_> = (0..nodes).map(|_| node("")).collect();
         let wish = wish(sandboxes, most);
-        let parts = spread(&nodes, &[wish]);
+        let parts = spread(&nodes, std::slice::from_ref(&wish));
         let mut counts: Vec<_> = parts.iter().map(|part| part.iter().map(|warm| warm.sandboxes).sum::<u32>()).collect();
         // The node that gets most is where placement sends calls.
-        let home = Ranking::of(nodes.iter().map(|(node, _)| (*node, 1.0)), wish.key).places().next();
+        let home = Ranking::of(nodes.iter().map(|(node, ..)| (*node, 1.0)), wish.key).places().next();
         assert_eq!(home.map(|home| counts[home]), counts.iter().max().copied(), "{counts:?}");
         counts.sort_unstable_by_key(|count| Reverse(*count));
         assert_eq!(counts, expected, "{sandboxes} on {} nodes", nodes.len());
@@ -199,8 +309,23 @@ mod tests {
     }
 
     #[test]
+    fn only_nodes_with_the_labels_keep_it() {
+        let nodes = ["gpu=true", "zone=a", "gpu=true,zone=a"].map(node);
+        let check = |selector: &str, expected: [u32; 3]| {
+            let wish = Wish { selector: selector.parse().unwrap(), ..wish(6, 10) };
+            let parts = spread(&nodes, &[wish]);
+            let counts: Vec<_> = parts.iter().map(|part| part.iter().map(|warm| warm.sandboxes).sum::<u32>()).collect();
+            assert_eq!(counts, expected, "{selector}");
+        };
+        check("", [2, 2, 2]);
+        check("gpu=true", [3, 0, 3]);
+        check("gpu=true,zone=a", [0, 0, 6]);
+        check("gpu=false", [0, 0, 0]);
+    }
+
+    #[test]
     fn a_node_that_goes_moves_its_own_alone() {
-        let nodes: Vec<_> = (0..4).map(|_| (NodeId::new(), 1024)).collect();
+        let nodes: Vec<_> = (0..4).map(|_| node("")).collect();
         let wishes: Vec<_> = (0..100).map(|_| wish(1, 1)).collect();
         let (before, after) = (spread(&nodes, &wishes), spread(&nodes[1..], &wishes));
         for (before, after) in before[1..].iter().zip(&after) {

@@ -12,7 +12,7 @@ use super::house::{House, get, post, until};
 use super::node::{Manner, Node, dial, frames, say};
 
 /// Says what the operator lets a node do, once the database knows it.
-async fn order(house: &House, token: &str, node: NodeId, what: &str) {
+pub(super) async fn order(house: &House, token: &str, node: NodeId, what: &str) {
     let known = async {
         while house.ask(post(&format!("/api/nodes/{node}/{what}"), token, "")).await.status != 204 {
             tokio::task::yield_now().await;

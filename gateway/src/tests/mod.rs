@@ -3,9 +3,11 @@
 
 mod calls;
 mod connections;
+mod drain;
 mod failure;
 mod fleet;
 mod house;
+mod labels;
 mod node;
 mod once;
 mod proxies;

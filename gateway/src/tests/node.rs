@@ -11,7 +11,7 @@ use common::ids::NodeId;
 use common::labels::Labels;
 use common::protocol::{
     AgentMessage, BuildEvent, GatewayMessage, HEARTBEAT_MS, Hello, Kind, NodeState, ORDER, ORDER_BUILD, OUTCOME,
-    TIMING, TOOK_US, VERSION,
+    TIMING, TOOK_US, VERSION, Warm,
 };
 use futures_util::{SinkExt as _, StreamExt as _};
 use http::{Request, Response};
@@ -60,6 +60,10 @@ pub(super) struct Peer {
     pub(super) dialled: AtomicUsize,
     /// Work connections that ended.
     pub(super) ended: AtomicUsize,
+    /// What its heartbeats say.
+    pub(super) says: Mutex<NodeState>,
+    /// What it was told last to keep warm.
+    pub(super) told: Mutex<Vec<Warm>>,
     /// Deployments that the gateway retired.
     pub(super) retired: Mutex<Vec<String>>,
 }
@@ -104,6 +108,8 @@ impl Node {
             go: Semaphore::new(0),
             dialled: AtomicUsize::new(0),
             ended: AtomicUsize::new(0),
+            says: Mutex::default(),
+            told: Mutex::default(),
             retired: Mutex::default(),
         });
         let control = dial(socket, &peer.hello(Kind::Control)).await;
@@ -137,7 +143,8 @@ impl Peer {
         loop {
             tokio::select! {
                 _ = beat.tick() => {
-                    if !say(&mut frames, &AgentMessage::Heartbeat(NodeState::default())).await {
+                    let state = self.says.lock().unwrap().clone();
+                    if !say(&mut frames, &AgentMessage::Heartbeat(state)).await {
                         return;
                     }
                 }
@@ -153,7 +160,8 @@ impl Peer {
                         GatewayMessage::Retire { deployments } => {
                             self.retired.lock().unwrap().extend(deployments.iter().map(ToString::to_string));
                         }
-                        GatewayMessage::Welcome { .. } | GatewayMessage::Keep { .. } => {}
+                        GatewayMessage::Keep { warm } => *self.told.lock().unwrap() = warm,
+                        GatewayMessage::Welcome { .. } => {}
                         GatewayMessage::Refused { reason } => panic!("{reason}"),
                     },
                     _ => return,

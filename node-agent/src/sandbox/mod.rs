@@ -31,12 +31,14 @@ mod workshop;
 mod worth;
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use common::ids::{DeploymentId, NodeId};
 use common::names::RuntimeName;
 use common::phases::ColdCause;
+use common::protocol::Warm;
 use common::runtime::Runtimes;
 use prometheus::Registry;
 use tokio::sync::{Notify, Semaphore};
@@ -60,7 +62,7 @@ use dispatch::State;
 use docker::Engine;
 use metrics::Metrics;
 use mounts::Ground;
-use site::Site;
+use site::{Fault, Site};
 
 /// Containers started at once; more only make each other slower.
 const STARTS_AT_ONCE: usize = 4;
@@ -104,6 +106,9 @@ pub enum LeaseError {
     /// The start failed for which this call waited.
     #[error("the sandbox could not be started: {0}")]
     StartFailed(Arc<str>),
+    /// The function can have no sandbox, here or elsewhere.
+    #[error("the function cannot be started: {0}")]
+    Unfit(Arc<str>),
     /// The function wants more memory than all sandboxes of this node may have.
     #[error("the function wants {memory_mb} MiB, and SANDBOX_MEMORY_MB is {total_mb}")]
     TooLarge {
@@ -123,10 +128,22 @@ pub enum LeaseError {
     Closing,
 }
 
+impl LeaseError {
+    pub(super) fn of(fault: &Fault) -> Self {
+        let reason = fault.to_string().into();
+        if fault.is_of_function() { Self::Unfit(reason) } else { Self::StartFailed(reason) }
+    }
+
+    /// Whether it is the function's own fault, and not this node's.
+    pub(crate) fn is_of_function(&self) -> bool {
+        matches!(self, Self::Unfit(_) | Self::TooLarge { .. })
+    }
+}
+
 /// What a node's sandboxes do, for the heartbeat.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Leases held.
+    /// Leases held, but for those of servers.
     pub busy: u32,
     /// Deployments with a sandbox that is idle or busy.
     pub warm: Vec<DeploymentId>,
@@ -136,6 +153,8 @@ pub struct Counts {
     pub memory_used_mb: u64,
     /// Of that, what idle ones are granted, in MiB.
     pub memory_idle_mb: u64,
+    /// Of the deployments, those with several such sandboxes.
+    pub several: Vec<Warm>,
 }
 
 /// All sandboxes of a node.
@@ -146,6 +165,8 @@ pub struct Sandboxes {
     runtimes: Arc<Runtimes>,
     metrics: Metrics,
     state: Mutex<State>,
+    /// Leases that are held for servers, whether or not a call is in them.
+    serving: AtomicUsize,
     blanks: Blanks,
     total_mb: u64,
     starts: Semaphore,
@@ -210,6 +231,7 @@ impl Sandboxes {
             runtimes,
             metrics: Metrics::new(registry)?,
             state: Mutex::new(State::new(total_mb, args.sandbox_queue as usize)),
+            serving: AtomicUsize::new(0),
             total_mb,
             starts: Semaphore::new(STARTS_AT_ONCE),
             builds: Semaphore::new(args.build.build_concurrent as usize),
@@ -243,9 +265,16 @@ impl Sandboxes {
     /// What the sandboxes do.
     #[must_use]
     pub fn counts(&self) -> Counts {
-        let (busy, warm, [memory_used_mb, memory_idle_mb]) = self.lock().pool.counts();
-        let busy = u32::try_from(busy).unwrap_or(u32::MAX);
-        Counts { busy, warm, memory_total_mb: self.total_mb, memory_used_mb, memory_idle_mb }
+        let count = |count| u32::try_from(count).unwrap_or(u32::MAX);
+        let ((busy, warm, [memory_used_mb, memory_idle_mb]), mut several) = {
+            let state = self.lock();
+            let several = state.pool.several().map(|(deployment, live)| Warm { deployment, sandboxes: count(live) });
+            (state.pool.counts(), several.collect::<Vec<_>>())
+        };
+        // So that two heartbeats of the same state are equal.
+        several.sort_unstable_by_key(|several| several.deployment);
+        let busy = count(busy.saturating_sub(self.serving.load(Ordering::Relaxed)));
+        Counts { busy, warm, memory_total_mb: self.total_mb, memory_used_mb, memory_idle_mb, several }
     }
 
     /// Whether the deployment has a sandbox that is idle or busy.

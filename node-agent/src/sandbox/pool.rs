@@ -284,6 +284,11 @@ impl<S> Pool<S> {
         (busy, warm, [self.used_mb, idle_mb])
     }
 
+    /// The deployments with several sandboxes that are idle or busy, and how many.
+    pub(crate) fn several(&self) -> impl Iterator<Item = (DeploymentId, usize)> {
+        self.deployments.iter().map(|(id, share)| (*id, share.live())).filter(|(_, live)| *live > 1)
+    }
+
     /// Whether the deployment has a sandbox, or a call that waits for one.
     pub(crate) fn knows(&self, deployment: DeploymentId) -> bool {
         self.deployments.contains_key(&deployment)

@@ -77,6 +77,11 @@ fn waiters_share_one_start_in_order() {
     assert_eq!(bench.pool.take(deployment), Some(1));
     assert_eq!(bench.pool.take(deployment), None);
     assert_eq!(bench.pool.counts(), (1, vec![deployment], [MB, 0]));
+    assert_eq!(bench.pool.several().count(), 0);
+    bench.wait(deployment, 1);
+    assert_eq!(bench.starts(), [deployment]);
+    bench.start(deployment);
+    assert_eq!(bench.pool.several().collect::<Vec<_>>(), [(deployment, 2)]);
 }
 
 #[test]

@@ -40,7 +40,7 @@ pub(super) const AUTHORITY: &str = "fleet_authority";
 
 /// What is of the moment, and in no backup.
 #[cfg(test)]
-pub(super) const PASSING: [&str; 2] = ["changes", "claims"];
+pub(super) const PASSING: [&str; 3] = ["changes", "claims", "node_links"];
 
 /// All of them, in an order in which each finds what it refers to, but for `functions.active_version`.
 pub(super) const TABLES: &[Table] = &[
@@ -83,6 +83,7 @@ pub(super) const TABLES: &[Table] = &[
             ("id", Id),
             ("name", Text),
             ("labels", Text),
+            ("given_labels", Text),
             ("duty", Text),
             ("certificate_serial", Text),
             ("certificate_expires_at", Time),
@@ -130,6 +131,7 @@ pub(super) const TABLES: &[Table] = &[
             ("min_warm", Number),
             ("stale_while_cold_ms", Number),
             ("gateway_id", Id),
+            ("node_selector", Text),
         ],
     ),
     main(

@@ -1,5 +1,6 @@
 //! Placement, as data.
 
+use super::ranking::score;
 use super::*;
 
 /// A node as a test says it: busy calls, CPUs, memory in all, used and idle, and whether the version is warm there.
@@ -11,29 +12,44 @@ struct Facts {
     is_warm: bool,
     duty: Duty,
     is_avoided: bool,
+    /// Of the version that is placed, or of another.
+    hands_over: Option<bool>,
+    labels: &'static str,
+    has_build: bool,
 }
 
-fn wanted() -> Wanted {
-    Wanted { key: NodeId::new().uuid().as_u128(), deployment: DeploymentId::new(), memory_mb: 128 }
+static NONE: Labels = Labels::NONE;
+
+fn wanted() -> Wanted<'static> {
+    let (key, deployment) = (NodeId::new().uuid().as_u128(), DeploymentId::new());
+    Wanted { key, deployment, memory_mb: 128, selector: &NONE }
 }
 
-fn view(nodes: impl IntoIterator<Item = (NodeId, Facts)>, wanted: &Wanted) -> View {
+fn view(nodes: impl IntoIterator<Item = (NodeId, Facts)>, wanted: &Wanted<'_>) -> View {
     let candidate = |(node, facts): (NodeId, Facts)| {
         let load = Arc::new(Load::default());
         load.heard(facts.busy);
         let (memory_total_mb, memory_used_mb, memory_idle_mb) = facts.memory;
         let warm = if facts.is_warm { vec![wanted.deployment] } else { Vec::new() };
         let Facts { busy, cpus, duty, is_avoided, .. } = facts;
+        let hands_over = facts.hands_over.map(|this| if this { wanted.deployment } else { DeploymentId::new() });
+        let hands_over = hands_over.into_iter().collect();
         let state =
             NodeState { busy, cpus, memory_total_mb, memory_used_mb, memory_idle_mb, warm, ..NodeState::default() };
-        Candidate { node, state: Arc::new(state), load, duty, is_avoided }
+        let labels = Arc::new(facts.labels.parse().unwrap());
+        let (state, labelled) = (Arc::new(state), facts.labels.len() as u64);
+        let placed = Arc::new(facts.has_build.then_some(wanted.deployment).into_iter().collect());
+        Candidate { node, state, load, duty, is_avoided, hands_over, labels, labelled, placed }
     };
     View::new(nodes.into_iter().map(candidate).collect(), Arc::default())
 }
 
 /// Chooses among nodes with these facts, the first in the ranking first; `expected` is a rank.
 fn check(facts: &[Facts], expected: Option<usize>, why: &str) {
-    let wanted = wanted();
+    check_for(wanted(), facts, expected, why);
+}
+
+fn check_for(wanted: Wanted<'_>, facts: &[Facts], expected: Option<usize>, why: &str) {
     let mut nodes: Vec<_> = facts.iter().map(|_| NodeId::new()).collect();
     // As if all had the same memory, which in these tests they have.
     nodes.sort_by(|a, b| score(*b, 1.0, wanted.key).total_cmp(&score(*a, 1.0, wanted.key)));
@@ -60,6 +76,12 @@ fn choices() {
     check(&[cpus(20, 4), cpus(10, 8), cpus(10, 4)], Some(1), "and no more");
     check(&[cpus(10, 4), Facts { busy: 10, ..cold }], Some(0), "unknown CPUs are not none");
     check(&[cpus(14, 4), Facts { busy: 1, ..cold }], Some(1), "unknown CPUs are not none");
+
+    let built = Facts { has_build: true, ..cold };
+    check(&[cold, built, built], Some(1), "the first of those that have the build");
+    check(&[cold, built, warm], Some(2), "a warm one needs none");
+    check(&[cold, Facts { busy: 100, ..built }], Some(0), "it carries too much");
+    check(&[cold, Facts { memory: (1024, 1024, Some(1024)), ..built }], Some(0), "room is worth more");
 
     let memory = |total, used, idle| Facts { memory: (total, used, idle), ..cold };
     check(&[memory(1024, 1000, Some(500)), memory(1024, 0, Some(0))], Some(1), "memory that is free");
@@ -115,6 +137,78 @@ fn duties() {
     check(&[warm(Cordoned), Facts { busy: 9, ..cold(Active) }], Some(1), "whatever that carries");
     check(&[cold(Cordoned), warm(Cordoned), warm(Draining)], Some(1), "of two the warm one");
     check(&[warm(Draining), warm(Removed)], None, "nothing at all");
+}
+
+#[test]
+fn what_is_handed_over_goes_on_until_it_is_warm_elsewhere() {
+    let cold = Facts::default();
+    let warm = Facts { is_warm: true, ..cold };
+    let drained = Facts { duty: Duty::Draining, ..warm };
+    let (hands_over, done) =
+        (Facts { hands_over: Some(true), ..drained }, Facts { hands_over: Some(false), ..drained });
+    check(&[hands_over], Some(0), "the only one");
+    check(&[done], None, "nothing else");
+    check(&[cold, hands_over], Some(1), "warm there, and not yet elsewhere");
+    check(&[cold, Facts { busy: 1000, ..hands_over }], Some(1), "whatever it carries");
+    check(&[warm, hands_over], Some(0), "the first warm one");
+    check(&[Facts { busy: 1000, ..warm }, hands_over], Some(1), "what is warm elsewhere carries too much");
+    check(&[done, cold], Some(1), "what is not handed over goes elsewhere");
+    check(&[done, Facts { busy: 1000, ..cold }], Some(1), "whatever that carries");
+    check(&[Facts { is_avoided: true, ..hands_over }, cold], Some(1), "it fails");
+}
+
+#[test]
+fn who_takes_over() {
+    let check = |facts: &[Facts], expected: Option<usize>, why: &str| {
+        let wanted = wanted();
+        let nodes = facts.iter().map(|facts| (NodeId::new(), *facts));
+        assert_eq!(view(nodes, &wanted).successor(&wanted), expected, "{why}");
+    };
+    let cold = Facts::default();
+    let warm = Facts { is_warm: true, ..cold };
+    let drained = Facts { duty: Duty::Draining, hands_over: Some(true), ..warm };
+    let full = Facts { memory: (1024, 1024, Some(0)), ..cold };
+    check(&[drained], None, "nobody");
+    check(&[drained, Facts { duty: Duty::Cordoned, ..warm }], None, "nothing new there");
+    check(&[drained, cold], Some(1), "one that has room");
+    check(&[drained, cold, warm], Some(2), "one that has it warm");
+    check(&[drained, full], None, "no room");
+    check(&[drained, Facts { is_warm: true, ..full }], Some(1), "warm needs none");
+    check(&[drained, full, Facts { memory: (1024, 1024, Some(512)), ..cold }], Some(2), "room can be had");
+    check(&[drained, Facts { is_avoided: true, ..cold }, cold], Some(2), "the other one fails");
+}
+
+#[test]
+fn only_nodes_with_the_labels() {
+    let (cold, selector) = (Facts::default(), "gpu=true".parse().unwrap());
+    let check = |facts: &[Facts], expected, why: &str| {
+        check_for(Wanted { selector: &selector, ..wanted() }, facts, expected, why);
+    };
+    let gpu = Facts { labels: "zone=a,gpu=true", ..cold };
+    check(&[gpu], Some(0), "the only one");
+    check(&[cold], None, "the only one has them not");
+    check(&[Facts { is_warm: true, ..cold }, gpu], Some(1), "whatever is warm elsewhere");
+    check(&[cold, Facts { busy: 1000, ..gpu }, cold], Some(1), "whatever it carries");
+    check(&[Facts { labels: "gpu=false", ..cold }, cold], None, "another value is none");
+    check(&[cold, Facts { duty: Duty::Draining, ..gpu }], None, "it takes nothing");
+    let cordoned = Facts { duty: Duty::Cordoned, is_warm: true, ..cold };
+    check(&[cordoned, Facts { labels: gpu.labels, ..cordoned }], Some(1), "the last resort");
+    // Beyond those that are looked at as a rule.
+    let many: Vec<_> = [cold; 40].into_iter().chain([gpu]).collect();
+    check(&many, Some(40), "the last of many");
+}
+
+#[test]
+fn a_ranking_goes_with_the_labels() {
+    let (wanted, selector) = (wanted(), "gpu=true".parse().unwrap());
+    let wanted = Wanted { selector: &selector, ..wanted };
+    let (ids, mut rankings) = ([NodeId::new(), NodeId::new()], Rankings::default());
+    let gpu = Facts { labels: "gpu=true", ..Facts::default() };
+    for place in [0, 1, 0] {
+        let facts = |number| if number == place { gpu } else { Facts::default() };
+        let view = view(ids.into_iter().enumerate().map(|(number, node)| (node, facts(number))), &wanted);
+        assert_eq!(view.choose(&wanted, &mut rankings), Some(place));
+    }
 }
 
 #[test]

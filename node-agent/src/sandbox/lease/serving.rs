@@ -5,6 +5,7 @@ use std::io;
 use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use runner::wire::{Report, Run, Serve, ServerOrder, Stream};
 use rustix::net::{AddressFamily, SocketType, getpeername, sockopt};
@@ -52,11 +53,18 @@ impl Lease {
     pub(crate) async fn serve(mut self) -> io::Result<Serving> {
         // Whatever comes of it, nobody else gets this sandbox.
         self.sound = false;
+        self.sandboxes.serving.fetch_add(1, Ordering::Relaxed);
         let mut serving = Serving(self);
         let function = serving.function()?;
         function.sandbox.ice().wake();
         function.sandbox.link.send(&function.frame).await?;
         Ok(serving)
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.0.sandboxes.serving.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
