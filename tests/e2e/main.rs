@@ -24,6 +24,7 @@ mod frost;
 mod idempotency;
 mod invocations;
 mod monitoring;
+mod outage;
 mod platform;
 mod real_programs;
 mod receipts;

@@ -210,7 +210,7 @@ impl Sandboxes {
                 let reason: Arc<str> = reason.into();
                 let waiters: Vec<_> = {
                     let mut state = self.lock();
-                    let tickets = state.pool.start_failed(deployment);
+                    let tickets = state.pool.start_failed(deployment, Instant::now());
                     state.forget();
                     tickets.iter().filter_map(|ticket| state.waiters.remove(ticket)).collect()
                 };
@@ -321,6 +321,8 @@ impl Sandboxes {
             }
             let (now, limit) = (Instant::now(), self.args.idle());
             let frozen = self.site.frost.frozen();
+            // Who waits after a start that failed gets another one.
+            self.advance();
             let removals = {
                 let mut state = self.lock();
                 self.metrics.show(state.pool.states(), self.blanks.ready(), frozen);
