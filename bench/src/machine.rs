@@ -148,6 +148,28 @@ pub(crate) fn cgroup_mb(pid: u32) -> Result<f64> {
     Ok(bytes / 1e6)
 }
 
+/// What all processors have done since the machine started, in ticks.
+pub(crate) struct Busy {
+    all: u64,
+    idle: u64,
+}
+
+impl Busy {
+    pub(crate) fn now() -> Result<Self> {
+        let text = std::fs::read_to_string("/proc/stat")?;
+        let line = text.lines().find_map(|line| line.strip_prefix("cpu ")).context("no line of all processors")?;
+        // Those of guests are part of those before.
+        let ticks: Vec<u64> = line.split_whitespace().take(8).filter_map(|field| field.parse().ok()).collect();
+        Ok(Self { all: ticks.iter().sum(), idle: ticks.iter().skip(3).take(2).sum() })
+    }
+
+    /// The share of the time since then that they were not idle.
+    pub(crate) fn share_since(&self, before: &Self) -> f64 {
+        let (all, idle) = (self.all.saturating_sub(before.all), self.idle.saturating_sub(before.idle));
+        if all == 0 { 0.0 } else { 1.0 - idle as f64 / all as f64 }
+    }
+}
+
 struct Stat {
     parent: u32,
     ticks: u64,

@@ -39,7 +39,7 @@ pub(crate) const BODY: &[u8] = br#"{"name":"Ada"}"#;
 /// A platform that runs until it is dropped.
 pub(crate) struct Platform {
     // In the order in which they end.
-    node: Child,
+    nodes: Vec<Child>,
     gateway: Child,
     pub(crate) address: Address,
     /// Where the stand-in answers without a gateway.
@@ -75,7 +75,44 @@ impl Platform {
         let mut agent = program(stage, cores, "dartcloud-node-agent", &data_dir, ops, settings);
         agent.env("RUNNER_PATH", stage.program("dartcloud-runner"));
         let node = Child::spawn(agent, "agent", &data_dir)?;
-        Self::ready(gateway, node, address, None, data_dir, ops)
+        Self::ready(gateway, vec![node], address, None, data_dir, ops)
+    }
+
+    /// A gateway that so many machines join, each with a data directory of its own and these settings; and how long each
+    /// took to be linked.
+    pub(crate) fn joined(stage: &Stage, machines: usize, settings: &[(&str, &str)]) -> Result<(Self, Vec<Duration>)> {
+        let data_dir = stage.folder()?;
+        let door = free_address()?.to_string();
+        let (gateway, address) = gateway(stage, &stage.cores.all, &data_dir, &[("NODE_ADDR", &door)])?;
+        let mut platform = Self::ready(gateway, Vec::new(), address, None, data_dir, free_address()?)?;
+        let mut took = Vec::new();
+        for number in 1..=machines {
+            let invited = platform.control("POST", "/api/nodes/tokens")?;
+            let line = invited["command"].as_str().context("no command")?.to_owned();
+            let folder = stage.folder()?;
+            let mut join = program(stage, &stage.cores.all, "dartcloud", &folder, free_address()?, settings);
+            // The line is that of a program which is on the path elsewhere.
+            join.args(line.split_whitespace().skip(1)).env("NODE_NAME", number.to_string());
+            join.env("RUNNER_PATH", stage.program("dartcloud-runner"));
+            let begun = Instant::now();
+            let mut node = Child::spawn(join, "agent", &folder)?;
+            node.wait_until(READY_WITHIN, || platform.linked().is_ok_and(|linked| linked == number))?;
+            took.push(begun.elapsed());
+            platform.nodes.push(node);
+        }
+        Ok((platform, took))
+    }
+
+    /// How many nodes are linked.
+    fn linked(&self) -> Result<usize> {
+        let nodes = self.control("GET", "/api/nodes")?;
+        Ok(nodes["nodes"].as_array().context("no nodes")?.iter().filter(|node| node["state"] == "linked").count())
+    }
+
+    /// A call of the control API by the operator, without a body.
+    fn control(&self, method: &str, path: &str) -> Result<Value> {
+        let request = http1::request(method, path, &[&self.authorization(), JSON], b"{}");
+        Connection::open(&self.address)?.ask(&request)?.expect(&[200, 201]).with_context(|| path.to_owned())
     }
 
     /// The edge alone: a gateway with one thread on the server's core, and a stand-in node among the load.
@@ -89,12 +126,12 @@ impl Platform {
         let node = Child::spawn(standin, "node", &data_dir)?;
         // A stand-in has no metrics, and nobody asks it.
         let ops = upstream.address;
-        Self::ready(gateway, node, address, Some(upstream), data_dir, ops)
+        Self::ready(gateway, vec![node], address, Some(upstream), data_dir, ops)
     }
 
     fn ready(
         mut gateway: Child,
-        node: Child,
+        nodes: Vec<Child>,
         address: SocketAddr,
         upstream: Option<Upstream>,
         data_dir: PathBuf,
@@ -107,7 +144,7 @@ impl Platform {
             Connection::open(&address).and_then(|mut one| one.ask(&probe)).is_ok_and(|answer| answer.status == 200)
         })?;
         let mut platform =
-            Self { node, gateway, address, upstream, data_dir, ops, token: String::new(), handle: String::new() };
+            Self { nodes, gateway, address, upstream, data_dir, ops, token: String::new(), handle: String::new() };
         let credentials = json!({"email": EMAIL, "password": PASSWORD});
         // Who restarts a gateway on the same data is there already.
         platform.post("/api/auth/register", &credentials, &[201, 409])?;
@@ -122,9 +159,14 @@ impl Platform {
         self.gateway.id()
     }
 
-    /// The agent's process, or the stand-in's.
+    /// The agent's process, or the stand-in's; of several, the first.
     pub(crate) fn node(&self) -> u32 {
-        self.node.id()
+        self.nodes[0].id()
+    }
+
+    /// All processes.
+    pub(crate) fn all(&self) -> Vec<u32> {
+        self.nodes.iter().map(Child::id).chain([self.gateway()]).collect()
     }
 
     /// The gateway's database, unless its settings say another.
@@ -164,7 +206,9 @@ impl Platform {
         let headers = [self.authorization(), "Content-Type: multipart/form-data; boundary=edge".to_owned()];
         let request = http1::request("POST", "/api/functions/deploy", &headers.each_ref().map(|one| &**one), &form);
         let answer = Connection::open(&self.address)?.ask(&request)?;
-        answer.expect(&[200, 201]).with_context(|| format!("deploy of {name}:\n{}", self.node.said()))?;
+        answer.expect(&[200, 201]).with_context(|| {
+            format!("deploy of {name}:\n{}", self.nodes.iter().map(Child::said).collect::<String>())
+        })?;
         Ok(())
     }
 

@@ -40,6 +40,13 @@ impl Program {
         Self::of("native", "native", "main", folder)
     }
 
+    /// One that rests and needs no processor: `rest.c`.
+    pub(crate) fn rest(stage: &Stage) -> Result<Self> {
+        let folder = stage.folder()?;
+        stage.compile(include_str!("../rest.c"), &folder.join("main"))?;
+        Self::of("native", "native", "main", folder)
+    }
+
     /// The least of the http contract: `server.c`.
     pub(crate) fn server(stage: &Stage) -> Result<Self> {
         let folder = stage.folder()?;

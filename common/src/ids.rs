@@ -126,6 +126,10 @@ id!(
     /// A sandbox on a node.
     SandboxId
 );
+id!(
+    /// A node's claim to build from an archive; a fresh one for each.
+    HolderId
+);
 
 #[cfg(test)]
 mod tests {

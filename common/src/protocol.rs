@@ -273,7 +273,7 @@ pub enum BuildEvent {
 /// Paths of the requests that an agent makes on a [`Kind::Calls`] connection.
 pub mod calls {
     use crate::digest::Digest;
-    use crate::ids::DeploymentId;
+    use crate::ids::{DeploymentId, HolderId};
 
     /// `GET`: the archive's bytes.
     pub const ARCHIVES: &str = "/archives/";
@@ -283,6 +283,11 @@ pub mod calls {
     pub const DEPLOYMENTS: &str = "/deployments/";
     /// `POST`: a JSON array of [`Record`](crate::invocation::Record)s; 204 when the store has them all.
     pub const RECORDS: &str = "/records";
+    /// `PUT`: the right to build from an archive, or its renewal; 204 when it is the holder's for [`CLAIM_SECONDS`], 409 while
+    /// it is another's. `DELETE` ends it. An older gateway knows of no such right.
+    pub const CLAIMS: &str = "/claims/";
+    /// How long a claim lasts that nobody renews, in seconds.
+    pub const CLAIM_SECONDS: u32 = 60;
     /// `GET`: the gateway's time, RFC 3339.
     pub const CLOCK: &str = "/clock";
     /// `POST`: a [`Renewal`](super::Renewal), answered by a [`Credential`](super::Credential).
@@ -298,6 +303,12 @@ pub mod calls {
     #[must_use]
     pub fn build(digest: Digest) -> String {
         format!("{BUILDS}{digest}")
+    }
+
+    /// The path of a holder's right to build from an archive.
+    #[must_use]
+    pub fn claim(archive: Digest, holder: HolderId) -> String {
+        format!("{CLAIMS}{archive}/{holder}")
     }
 
     /// The path of a deployment.

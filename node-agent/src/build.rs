@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,8 @@ use common::protocol::BuildEvent;
 use common::runtime::{Recipe, Runtimes};
 use common::settings::MIB;
 use futures_util::Stream;
-use tokio::sync::{Semaphore, mpsc};
+use tempfile::TempDir;
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
@@ -27,6 +28,7 @@ use crate::link::calls::Calls;
 use crate::metrics::Metrics;
 use crate::sandbox::{BuildArgs, BuildJob, MAX_BUILD_ENTRIES, Sandboxes};
 
+mod claim;
 mod failure;
 pub(crate) mod packed;
 mod run;
@@ -96,6 +98,14 @@ pub(crate) struct Parts {
     pub(crate) metrics: Arc<Metrics>,
 }
 
+/// An archive that becomes a build.
+struct Unpacked<'a> {
+    place: TempDir,
+    work: PathBuf,
+    /// What is to be run, if anything.
+    recipe: Option<&'a Recipe>,
+}
+
 /// Makes builds, and knows those that are made.
 pub(crate) struct Builds {
     parts: Parts,
@@ -139,6 +149,7 @@ impl Builds {
             Some(digest) => self.join(spec, digest, id),
             None => Run::over(End::Error(NotReady::UnknownRuntime(spec.runtime.to_string()).to_string())),
         };
+        run.order();
         run.events()
     }
 
@@ -239,7 +250,18 @@ impl Builds {
                 tracing::warn!(%error, build = %digest, "a stored build cannot be used: building it again");
             }
         }
-        Ok((self.build(spec, digest, run).await?, How::Built))
+        let (unpacked, turn) = self.unpacked(spec).await?;
+        if unpacked.recipe.is_none() {
+            return Ok((self.finished(spec, digest, run, unpacked, turn).await?, How::Built));
+        }
+        // Who waits for another node's build keeps no other build from its turn.
+        drop(turn);
+        let finished = async { self.finished(spec, digest, run, unpacked, self.turn().await).await };
+        self.claimed(spec, digest, run, finished).await
+    }
+
+    async fn turn(&self) -> SemaphorePermit<'_> {
+        self.turns.acquire().await.expect("the semaphore is never closed")
     }
 
     /// The build from the artifact store, if some node has stored it. One without a recipe never is: its archive
@@ -271,13 +293,9 @@ impl Builds {
         build.await?.map(Some)
     }
 
-    async fn build(
-        self: &Arc<Self>,
-        spec: &Arc<DeploymentSpec>,
-        digest: Digest,
-        run: &Arc<Run>,
-    ) -> Result<BuildHandle, BuildFailure> {
-        let _turn = self.turns.acquire().await.expect("the semaphore is never closed");
+    /// The archive, unpacked in a turn of this build.
+    async fn unpacked(&self, spec: &DeploymentSpec) -> Result<(Unpacked<'_>, SemaphorePermit<'_>), BuildFailure> {
+        let turn = self.turn().await;
         // A version that could not run for want of its image must not become the one that serves.
         self.parts.sandboxes.prepare(&spec.runtime).await?;
         let place = self.parts.cache.workplace()?;
@@ -285,6 +303,18 @@ impl Builds {
         self.unpack_archive(spec, place.path(), &work).await?;
         let recipe = self.parts.runtimes.get(&spec.runtime).and_then(|runtime| runtime.build.as_ref());
         let recipe = recipe.filter(|recipe| recipe.applies(|file| work.join(file).symlink_metadata().is_ok()));
+        Ok((Unpacked { place, work, recipe }, turn))
+    }
+
+    async fn finished(
+        self: &Arc<Self>,
+        spec: &DeploymentSpec,
+        digest: Digest,
+        run: &Run,
+        unpacked: Unpacked<'_>,
+        _turn: SemaphorePermit<'_>,
+    ) -> Result<BuildHandle, BuildFailure> {
+        let Unpacked { place, work, recipe } = unpacked;
         let mut disk = None;
         if let Some(recipe) = recipe {
             disk = self.parts.sandboxes.disk(&work).await;

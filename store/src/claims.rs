@@ -1,7 +1,7 @@
 //! Claims: what one gateway of several does at a time, and which archives are still wanted.
 
 use common::digest::Digest;
-use common::ids::DeploymentId;
+use common::ids::{DeploymentId, HolderId};
 use common::names::RuntimeName;
 use uuid::Uuid;
 
@@ -35,6 +35,13 @@ impl Holder {
     #[allow(clippy::new_without_default, reason = "two are never alike")]
     pub fn new() -> Self {
         Self(Uuid::now_v7())
+    }
+}
+
+impl From<HolderId> for Holder {
+    /// A node that claims through the gateway.
+    fn from(id: HolderId) -> Self {
+        Self(id.uuid())
     }
 }
 

@@ -25,6 +25,7 @@ mod frost;
 mod idempotency;
 mod invocations;
 mod monitoring;
+mod outage;
 mod platform;
 mod real_programs;
 mod receipts;

@@ -17,6 +17,7 @@ mod frozen;
 mod interpreters;
 mod logins;
 mod many_functions;
+mod more_nodes;
 mod policies;
 mod resident_memory;
 mod tail;
@@ -51,4 +52,5 @@ pub(crate) const ALL: &[Target] = &[
     target("T1", "p99 against p50 at 70 % of the peak", tail::measure),
     target("A1", "invocations while others log in", logins::measure),
     target("S1", "many deployed functions, against few", many_functions::measure),
+    target("FLEET", "calls a second with two and three nodes, against one", more_nodes::measure),
 ];

@@ -1,4 +1,5 @@
-//! The order to build a version, and the events that come back.
+//! The order to build a version, and the events that come back. What one node cannot run, for its own fault, another is
+//! asked for, once.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -17,8 +18,9 @@ use hyper::body::Incoming;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::stock::Lease;
+use super::stock::{Lease, NodeLink};
 use super::{Fleet, NoNode, lock};
+use crate::edge::placement::{Seat, Wanted};
 
 /// How long a node may be silent during a build. It ends builds by itself long before.
 const SILENCE: Duration = Duration::from_secs(20 * 60);
@@ -56,6 +58,13 @@ impl Drop for Pending {
     }
 }
 
+/// A node that is to build, and the connection to it.
+struct Builder {
+    link: Arc<NodeLink>,
+    lease: Lease,
+    _seat: Option<Seat>,
+}
+
 /// Why a build's answer ended without a word of the node.
 #[derive(Debug, thiserror::Error)]
 enum Broken {
@@ -72,29 +81,69 @@ enum Broken {
 }
 
 pub(super) async fn order(fleet: &Fleet, spec: &DeploymentSpec) -> Result<BuildEvents, NoNode> {
-    let (link, seat) = fleet.placed(spec).await.ok_or_else(|| fleet.refusal(spec))?;
+    let placed = fleet.placed(spec).await.ok_or_else(|| fleet.refusal(spec))?;
     lock(&fleet.0.pending).insert(spec.deployment, Arc::new(spec.clone()));
     let pending = Pending { fleet: fleet.clone(), id: spec.deployment };
-    let lease = fleet.0.stocks.take(&fleet.0.control, &link).await.ok_or(NoNode::Linked)?;
-    let body = Bytes::from(serde_json::to_vec(spec).expect("a spec has string keys only"));
+    let builder = connect(fleet, placed).await.ok_or(NoNode::Linked)?;
     let (sender, events) = mpsc::channel(MAX_EVENTS);
-    let node = link.node;
+    let (asking, spec) = (fleet.clone(), spec.clone());
     fleet.0.stocks.tasks().spawn(async move {
-        let _seat = seat;
-        let read = tokio::select! {
-            read = follow(lease, body, &sender) => read,
-            () = sender.closed() => return,
-        };
-        if let Err(error) = read {
-            tracing::warn!(%node, error = %Chain(&error), "a build broke off");
-            // The reader may have left by now, which is no loss.
-            sender.send(BuildEvent::Error { reason: error.to_string() }).await.ok();
+        tokio::select! {
+            last = build(&asking, &spec, builder, &sender) => {
+                // The reader may have left by now, which is no loss.
+                sender.send(last).await.ok();
+            }
+            () = sender.closed() => {}
         }
     });
     Ok(BuildEvents { events, _pending: pending })
 }
 
-async fn follow(mut lease: Lease, body: Bytes, events: &mpsc::Sender<BuildEvent>) -> Result<(), Broken> {
+async fn connect(fleet: &Fleet, (link, seat): (Arc<NodeLink>, Option<Seat>)) -> Option<Builder> {
+    let lease = fleet.0.stocks.take(&fleet.0.control, &link).await?;
+    Some(Builder { link, lease, _seat: seat })
+}
+
+/// Another node than the one that could not; a build that may still run there makes the same.
+async fn elsewhere(fleet: &Fleet, spec: &DeploymentSpec, failed: &NodeLink) -> Option<Builder> {
+    let placed = {
+        let picture = fleet.nodes();
+        let place = picture.view.choose_other(&Wanted::of(spec), failed.node)?;
+        picture.seated(place, spec.deployment)
+    };
+    if placed.0.node == failed.node { None } else { connect(fleet, placed).await }
+}
+
+/// The build's last event. A build that failed for the function's fault fails on every node.
+async fn build(fleet: &Fleet, spec: &DeploymentSpec, first: Builder, events: &mpsc::Sender<BuildEvent>) -> BuildEvent {
+    let failed = Arc::clone(&first.link);
+    let last = ask(first, spec, events).await;
+    let BuildEvent::Error { reason } = &last else { return last };
+    let Some(second) = elsewhere(fleet, spec, &failed).await else { return last };
+    tracing::warn!(deployment = %spec.deployment, node = %failed.node, other = %second.link.node, reason,
+        "a build could not be run: another node is asked");
+    let line = "the node could not run the build: another one begins anew".to_owned();
+    // Who does not read has left.
+    events.send(BuildEvent::Log { line }).await.ok();
+    match ask(second, spec, events).await {
+        BuildEvent::Error { reason: other } => BuildEvent::Error { reason: format!("{reason}; another node: {other}") },
+        last => last,
+    }
+}
+
+/// What one node makes of it.
+async fn ask(builder: Builder, spec: &DeploymentSpec, events: &mpsc::Sender<BuildEvent>) -> BuildEvent {
+    let body = Bytes::from(serde_json::to_vec(spec).expect("a spec has string keys only"));
+    match follow(builder.lease, body, events).await {
+        Ok(last) => last,
+        Err(error) => {
+            tracing::warn!(node = %builder.link.node, error = %Chain(&error), "a build broke off");
+            BuildEvent::Error { reason: error.to_string() }
+        }
+    }
+}
+
+async fn follow(mut lease: Lease, body: Bytes, events: &mpsc::Sender<BuildEvent>) -> Result<BuildEvent, Broken> {
     let mut request = Request::post("/").body(Either::Right(Full::new(body))).expect("a fixed request is valid");
     let headers = request.headers_mut();
     headers.insert(protocol::ORDER, HeaderValue::from_static(protocol::ORDER_BUILD));
@@ -105,15 +154,15 @@ async fn follow(mut lease: Lease, body: Bytes, events: &mpsc::Sender<BuildEvent>
     if answer.status() != StatusCode::OK {
         return Err(Broken::Status(answer.status()));
     }
-    let whole = read(answer, events).await?;
+    let (last, whole) = read(answer, events).await?;
     if whole {
         lease.give_back();
     }
-    Ok(())
+    Ok(last)
 }
 
-/// Reads lines until the last event; whether the answer then ended as it should.
-async fn read(answer: Response<Incoming>, events: &mpsc::Sender<BuildEvent>) -> Result<bool, Broken> {
+/// Passes lines on until the last event; that, and whether the answer then ended as it should.
+async fn read(answer: Response<Incoming>, events: &mpsc::Sender<BuildEvent>) -> Result<(BuildEvent, bool), Broken> {
     let mut body = answer.into_body();
     let mut buffer = BytesMut::new();
     loop {
@@ -122,14 +171,12 @@ async fn read(answer: Response<Incoming>, events: &mpsc::Sender<BuildEvent>) -> 
             buffer.advance(1);
             let event: BuildEvent =
                 serde_json::from_slice(&line).map_err(|error| Broken::Garbled(error.to_string()))?;
-            let is_last = !matches!(event, BuildEvent::Log { .. });
-            if events.send(event).await.is_err() {
-                return Ok(false);
-            }
-            if is_last {
+            if !matches!(event, BuildEvent::Log { .. }) {
                 let rest = timeout(Duration::from_secs(1), body.frame()).await;
-                return Ok(matches!(rest, Ok(None)));
+                return Ok((event, matches!(rest, Ok(None))));
             }
+            // Whoever does not read has left, and ends all of this.
+            events.send(event).await.ok();
         }
         if buffer.len() > MAX_LINE_BYTES {
             return Err(Broken::Garbled(format!("a line is over {MAX_LINE_BYTES} bytes")));

@@ -8,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 use common::conduit::Conduit;
 use common::digest::Digest;
 use common::error::Chain;
-use common::ids::{DeploymentId, NodeId};
+use common::ids::{DeploymentId, HolderId, NodeId};
 use common::invocation::Record;
 use common::protocol::{DEPLOYMENT, Renewal, calls};
 use futures_util::TryStreamExt as _;
@@ -21,6 +21,7 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use store::Store;
 use store::artifacts::{Artifact, Artifacts};
+use store::claims::Claim;
 use tokio::io::AsyncReadExt as _;
 use tokio::time::timeout;
 use tokio_util::io::ReaderStream;
@@ -77,6 +78,8 @@ enum CallError {
     Invalid(String),
     #[error("it was not placed on this node")]
     NotPlaced,
+    #[error("somebody else builds from this archive")]
+    Taken,
     #[error("there is no certificate for this node")]
     Certificate(#[from] Refusal),
     #[error("the body stood still")]
@@ -95,6 +98,7 @@ impl CallError {
             Self::NotFound | Self::Unknown => StatusCode::NOT_FOUND,
             Self::NotPlaced | Self::Certificate(Refusal::Removed) => StatusCode::FORBIDDEN,
             Self::Certificate(Refusal::Store(_) | Refusal::Late) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Taken => StatusCode::CONFLICT,
             Self::Invalid(_) | Self::Certificate(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Slow => StatusCode::REQUEST_TIMEOUT,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
@@ -175,13 +179,22 @@ impl Calls {
             return self.deployment(id);
         }
         let digest = |text: &str| text.parse::<Digest>().map_err(|_| CallError::NotFound);
+        let of = |request: &Request<Incoming>| -> Option<DeploymentId> {
+            request.headers().get(DEPLOYMENT).and_then(|id| id.to_str().ok()?.parse().ok())
+        };
         if let (&Method::GET, Some(text)) = (request.method(), path.strip_prefix(calls::ARCHIVES)) {
             let archive = digest(text)?;
             asker.may(|pass| pass.has_any(|id| self.archive_of(*id) == Some(archive)))?;
             return self.send(Artifact::Archive(archive)).await;
         }
+        if let Some((text, holder)) = path.strip_prefix(calls::CLAIMS).and_then(|rest| rest.split_once('/')) {
+            let (archive, deployment) = (digest(text)?, of(&request));
+            let holder = holder.parse().map_err(|_| CallError::NotFound)?;
+            asker.may(|pass| deployment.is_some_and(|id| pass.has(id) && self.archive_of(id) == Some(archive)))?;
+            return self.claim(request.method(), archive, holder).await;
+        }
         if let Some(text) = path.strip_prefix(calls::BUILDS) {
-            let deployment = request.headers().get(DEPLOYMENT).and_then(|id| id.to_str().ok()?.parse().ok());
+            let deployment = of(&request);
             asker.may(|pass| deployment.is_some_and(|id| pass.has(id)))?;
             let artifact = Artifact::Build(digest(text)?);
             match *request.method() {
@@ -232,6 +245,28 @@ impl Calls {
             records.iter_mut().for_each(|record| record.node = asker.node);
         }
         self.store.insert_records(&records).await?;
+        let mut answer = Response::new(full(Bytes::new()));
+        *answer.status_mut() = StatusCode::NO_CONTENT;
+        Ok(answer)
+    }
+
+    /// Lets one at a time build from an archive, of the nodes and of those that deploy it.
+    async fn claim(
+        &self,
+        method: &Method,
+        archive: Digest,
+        holder: HolderId,
+    ) -> Result<Response<AnswerBody>, CallError> {
+        let claim = Claim::Archive(archive);
+        match *method {
+            Method::PUT => {
+                if !self.store.claim(claim, holder.into(), calls::CLAIM_SECONDS).await? {
+                    return Err(CallError::Taken);
+                }
+            }
+            Method::DELETE => self.store.give_up(claim, holder.into()).await?,
+            _ => return Err(CallError::Unknown),
+        }
         let mut answer = Response::new(full(Bytes::new()));
         *answer.status_mut() = StatusCode::NO_CONTENT;
         Ok(answer)

@@ -60,6 +60,8 @@ struct State {
     lines: Vec<String>,
     bytes: usize,
     end: Option<End>,
+    /// Whether it was ordered by a gateway, which has claimed the archive for it.
+    is_ordered: bool,
 }
 
 enum Step {
@@ -94,6 +96,17 @@ impl Run {
         state.lines.push(line);
         drop(state);
         self.changed.notify_waiters();
+    }
+
+    /// Notes that a gateway orders it.
+    pub(super) fn order(&self) {
+        self.lock().is_ordered = true;
+        self.changed.notify_waiters();
+    }
+
+    /// Waits until a gateway orders it.
+    pub(super) async fn ordered(&self) {
+        self.wait_for(|state| state.is_ordered.then_some(())).await;
     }
 
     /// Ends the run; who follows it gets the end.

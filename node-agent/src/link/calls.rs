@@ -10,9 +10,9 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use common::digest::Digest;
 use common::function::DeploymentSpec;
-use common::ids::DeploymentId;
+use common::ids::{DeploymentId, HolderId};
 use common::invocation::Record;
-use common::protocol::{Credential, Kind, Renewal, calls};
+use common::protocol::{Credential, DEPLOYMENT, Kind, Renewal, calls};
 use http::header::{CONTENT_TYPE, HOST};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
@@ -124,6 +124,39 @@ impl Calls {
             let Some(answer) = found(answer).await? else { return Ok(None) };
             let bytes = whole(answer).await?;
             serde_json::from_slice(&bytes).map(Some).map_err(|error| CallError::Answer(error.to_string()))
+        })
+        .await
+    }
+
+    /// Claims the right to build from a deployment's archive, or renews it; false while somebody else has it. An older
+    /// gateway gives it to everybody.
+    pub(crate) async fn claim(&self, of: DeploymentId, archive: Digest, holder: HolderId) -> Result<bool, CallError> {
+        match self.about_claim(Method::PUT, of, archive, holder).await {
+            Err(CallError::Refused { status: 409, .. }) => Ok(false),
+            other => other.map(|()| true),
+        }
+    }
+
+    /// Gives that right up.
+    pub(crate) async fn give_up(&self, of: DeploymentId, archive: Digest, holder: HolderId) -> Result<(), CallError> {
+        self.about_claim(Method::DELETE, of, archive, holder).await
+    }
+
+    async fn about_claim(
+        &self,
+        method: Method,
+        of: DeploymentId,
+        archive: Digest,
+        holder: HolderId,
+    ) -> Result<(), CallError> {
+        within(CALL_DEADLINE, async {
+            let path = calls::claim(archive, holder);
+            let make = || {
+                let mut request = request(method.clone(), &path, empty());
+                request.headers_mut().insert(DEPLOYMENT, named(of));
+                Ok(request)
+            };
+            found(self.send(&make).await?).await.map(drop)
         })
         .await
     }

@@ -209,7 +209,7 @@ impl Sandboxes {
                 tracing::warn!(%deployment, %error, "no sandbox could be started");
                 let waiters: Vec<_> = {
                     let mut state = self.lock();
-                    let tickets = state.pool.start_failed(deployment);
+                    let tickets = state.pool.start_failed(deployment, Instant::now());
                     state.forget();
                     tickets.iter().filter_map(|ticket| state.waiters.remove(ticket)).collect()
                 };
@@ -320,6 +320,8 @@ impl Sandboxes {
             }
             let (now, limit) = (Instant::now(), self.args.idle());
             let frozen = self.site.frost.frozen();
+            // Who waits after a start that failed gets another one.
+            self.advance();
             let removals = {
                 let mut state = self.lock();
                 self.metrics.show(state.pool.states(), self.blanks.ready(), frozen);

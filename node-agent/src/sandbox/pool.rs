@@ -13,6 +13,9 @@ mod room;
 
 pub(crate) use room::Refill;
 
+/// After a start that failed, a deployment that has sandboxes gets no other for so long.
+const START_PAUSE: Duration = Duration::from_secs(1);
+
 /// A call that waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct Ticket(u64);
@@ -45,6 +48,8 @@ struct Share<S> {
     waiters: VecDeque<Ticket>,
     /// About what one start takes.
     start: Duration,
+    /// When a start failed, if it was the last that ended.
+    failed: Option<Instant>,
     /// It gets no more calls, so what becomes idle leaves.
     retired: bool,
 }
@@ -143,17 +148,23 @@ impl<S> Pool<S> {
     pub(crate) fn started(&mut self, deployment: DeploymentId, sandbox: S, took: Duration, now: Instant) -> Next<S> {
         if let Some(share) = self.deployments.get_mut(&deployment) {
             share.start = if share.start.is_zero() { took } else { (share.start + took) / 2 };
+            share.failed = None;
             share.starting -= 1;
             share.busy += 1;
         }
         self.give_back(deployment, sandbox, now)
     }
 
-    /// A start that was planned failed: these waited for it, and wait no longer.
-    pub(crate) fn start_failed(&mut self, deployment: DeploymentId) -> Vec<Ticket> {
+    /// A start that was planned failed: these waited for it, and wait no longer. Where others are busy or start, calls wait
+    /// for those: an Engine that is away fails no call that a sandbox becomes free for.
+    pub(crate) fn start_failed(&mut self, deployment: DeploymentId, now: Instant) -> Vec<Ticket> {
         let Some(share) = self.deployments.get_mut(&deployment) else { return Vec::new() };
         share.starting -= 1;
+        share.failed = Some(now);
         self.used_mb -= share.memory_mb;
+        if share.live() + share.starting > 0 {
+            return Vec::new();
+        }
         self.waiting -= share.waiters.len();
         let waiters = std::mem::take(&mut share.waiters).into();
         self.forget(deployment);
@@ -259,7 +270,8 @@ impl<S> Pool<S> {
         for (.., deployment) in hungry {
             let Some(share) = self.deployments.get(&deployment) else { continue };
             let memory_mb = share.memory_mb;
-            for _ in 0..share.wanted() {
+            let wanted = if share.rests(now) { 0 } else { share.wanted() };
+            for _ in 0..wanted {
                 if self.used_mb + memory_mb > self.total_mb {
                     let freed = self.make_room(deployment, memory_mb, now, true);
                     plan.removals.extend(freed);
@@ -332,6 +344,7 @@ impl<S> Share<S> {
             starting: 0,
             waiters: VecDeque::new(),
             start: Duration::ZERO,
+            failed: None,
             retired: false,
         }
     }
@@ -343,6 +356,11 @@ impl<S> Share<S> {
 
     fn live(&self) -> usize {
         self.idle.len() + self.busy
+    }
+
+    /// Whether it is too soon for a start after one that failed. Who has no sandbox at all does not wait.
+    fn rests(&self, now: Instant) -> bool {
+        self.live() > 0 && self.failed.is_some_and(|failed| !expired(failed, now, START_PAUSE))
     }
 
     /// How many sandboxes to start: one for the first calls, which share it; then, while calls still wait, as many

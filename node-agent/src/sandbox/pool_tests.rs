@@ -90,8 +90,25 @@ fn a_failed_start_fails_all_that_wait_for_it() {
     let deployment = DeploymentId::new();
     let tickets = bench.wait(deployment, 2);
     assert_eq!(bench.starts(), [deployment]);
-    assert_eq!(bench.pool.start_failed(deployment), tickets);
+    assert_eq!(bench.pool.start_failed(deployment, bench.now), tickets);
     assert_eq!(bench.pool.counts(), (0, vec![], [0, 0]));
+    assert_eq!(bench.starts(), []);
+}
+
+#[test]
+fn a_failed_start_fails_nobody_whom_a_busy_sandbox_will_serve() {
+    let mut bench = Bench::new(1000);
+    let deployment = bench.idle();
+    let sandbox = bench.pool.take(deployment).unwrap();
+    let tickets = bench.wait(deployment, 2);
+    assert_eq!(bench.starts(), [deployment]);
+    assert_eq!(bench.pool.start_failed(deployment, bench.now), []);
+    assert_eq!(bench.starts(), [], "not again at once");
+    assert_eq!(bench.pool.give_back(deployment, sandbox, bench.now), Next::Grant(tickets[0], sandbox));
+    bench.now += START_PAUSE;
+    assert_eq!(bench.starts(), [deployment], "who still waits gets a start");
+    bench.pool.broken(deployment);
+    assert_eq!(bench.pool.start_failed(deployment, bench.now), tickets[1..]);
     assert_eq!(bench.starts(), []);
 }
 

@@ -34,11 +34,8 @@ async fn insert_once(pool: &PgPool, records: &[Record]) -> Result<(), Error> {
         records.iter().map(of).collect()
     }
     let text = |text: &Option<String>| text.as_deref().map(|text| storable(text).into_owned());
-    let mut tx = pool.begin().await?;
-    // A crash of the server may lose the last batches of a fraction of a second; waiting for the disk would cost
-    // each batch more than its rows do.
-    sqlx::query("SET LOCAL synchronous_commit = off").execute(&mut *tx).await?;
-    // In the order of ids, so that two senders of the same records do not wait for each other crosswise.
+    // What this acknowledges is gone from the sender's disk, so the server's own has to have it: `synchronous_commit` is as
+    // the operator set it. In the order of ids, so that two senders of the same records do not wait for each other crosswise.
     sqlx::query(
         "INSERT INTO function_invocations (id, function_id, status, duration_ms, error, logs, request_info, result,
            success, created_at, deployment_id, node_id, outcome, cold, peak_memory_bytes,
@@ -77,9 +74,8 @@ async fn insert_once(pool: &PgPool, records: &[Record]) -> Result<(), Error> {
     .bind(column(records, |r| r.phases.fn_us.map(bigint)))
     .bind(column(records, |r| r.phases.total_us.map(bigint)))
     .bind(column(records, |r| r.phases.cold_cause.map(ColdCause::word)))
-    .execute(&mut *tx)
+    .execute(pool)
     .await?;
-    tx.commit().await?;
     Ok(())
 }
 

@@ -165,3 +165,58 @@ async fn a_machine_whose_disk_is_full_says_so_and_goes_on() -> Result<()> {
     drop(disk);
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_that_lack_a_build_at_once_make_it_once() -> Result<()> {
+    let fleet = Fleet::start(&[]).await?;
+    let machines = [fleet.machine("one").await?, fleet.machine("two").await?, fleet.machine("three").await?];
+    let logs = || machines.iter().map(Machine::log).chain([fleet.platform.log()]).collect::<Vec<_>>().join("\n");
+    // So many that each machine is the home of some.
+    let names: Vec<_> = (0..12).map(|at| format!("f{at}")).collect();
+    for name in &names {
+        fleet.operator.deploy(name, with_a_recipe()).await?.expect(201).with_context(logs)?;
+    }
+    let mut before = Vec::new();
+    for machine in &machines {
+        before.push(machine.builds("built").await?);
+    }
+    ensure!(before.iter().sum::<u64>() == 1, "{before:?}");
+    // The one that has it takes no calls, and what it stored is lost.
+    let builder = ["one", "two", "three"][before.iter().position(|built| *built == 1).unwrap_or_default()];
+    fleet.node(&["drain", builder])?;
+    let kept = fleet.platform.data_dir().join("functions/builds");
+    for entry in std::fs::read_dir(&kept)? {
+        std::fs::remove_file(entry?.path())?;
+    }
+    let calls = names.iter().map(|name| async { fleet.operator.invoke(name, json!({})).await?.expect(200) });
+    futures_util::future::try_join_all(calls).await.with_context(logs)?;
+    let (mut built, mut fetched) = (0, 0);
+    for (machine, before) in machines.iter().zip(before) {
+        built += machine.builds("built").await? - before;
+        fetched += machine.builds("fetched").await?;
+    }
+    ensure!((built, fetched) == (1, 1), "built {built} times, fetched {fetched} times:\n{}", logs());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_does_not_fit_on_one_machine_is_built_on_another() -> Result<()> {
+    let fleet = Fleet::start(&[]).await?;
+    let mut small = Machine::new()?;
+    let disk = SmallDisk::mount(small.data_dir.path(), "12m")?;
+    small.run("small", &fleet.line().await?)?;
+    fleet.until_state("small", "linked").await.with_context(|| small.log())?;
+    let large = fleet.machine("large").await?;
+    let script = "#!/bin/sh\nprintf '{\"body\":1}' >/result.json\n";
+    let archive = archive(&[("main*", script), ("filler", &noise(12 << 20)), PUBLIC]);
+    // Each has one of the two for its home; one of the small machine's comes soon.
+    for at in 0..12 {
+        fleet.operator.deploy(&format!("f{at}"), archive.clone()).await?.expect(201).with_context(|| large.log())?;
+        if small.log().contains("disk is full") {
+            small.stop().await?;
+            drop(disk);
+            return Ok(());
+        }
+    }
+    anyhow::bail!("none was built on the small machine first:\n{}", small.log())
+}

@@ -135,10 +135,11 @@ impl Api {
         (id, token.json()["accessToken"].as_str().unwrap().to_owned())
     }
 
-    /// A node that has joined.
+    /// One more node that has joined.
     async fn node(&self) -> Node {
+        let before = self.state.fleet.nodes().iter().len();
         let node = Node::dial(&self.directory.path().join(SOCKET));
-        until("the node has joined", || self.state.fleet.is_ready()).await;
+        until("the node has joined", || self.state.fleet.nodes().iter().len() > before).await;
         node
     }
 

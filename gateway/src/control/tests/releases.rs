@@ -1,5 +1,8 @@
 //! Deploys with a node that builds, or does not.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use common::protocol::BuildEvent;
 use http::header::ACCEPT;
 use tower::ServiceExt as _;
@@ -204,4 +207,29 @@ async fn a_single_top_folder_is_stripped() {
     let order = node.orders().remove(0);
     assert_eq!((order.archive_root.as_deref(), order.limits.memory_mb), (Some("hello"), 64));
     assert_eq!(order.env["A"], "b");
+}
+
+#[tokio::test]
+async fn what_a_node_cannot_build_another_one_does_once() {
+    let check = async |says: fn(usize) -> BuildEvent, status: u16, part: &str, asked: usize| {
+        let api = Api::start().await;
+        let nodes = [api.node().await, api.node().await];
+        let (_, token) = api.user("ada@example.com").await;
+        let count = Arc::new(AtomicUsize::new(0));
+        for node in &nodes {
+            let count = Arc::clone(&count);
+            node.says(move |_| vec![says(count.fetch_add(1, Ordering::Relaxed))]);
+        }
+        api.check(one(&token, "a"), status, part).await;
+        let orders = nodes.each_ref().map(|node| node.orders().len());
+        assert_eq!(orders.iter().sum::<usize>(), asked, "{orders:?}");
+        assert!(orders.iter().all(|orders| *orders <= 1), "asked twice: {orders:?}");
+    };
+    fn full() -> BuildEvent {
+        BuildEvent::Error { reason: "the disk is full".into() }
+    }
+    let built = |asked| if asked == 0 { full() } else { BuildEvent::Built { build_ms: 1, cached: false } };
+    check(built, 201, "active", 2).await;
+    check(|_| full(), 503, "no_sandbox", 2).await;
+    check(|_| BuildEvent::Failed { reason: "it does not compile".into() }, 422, "it does not compile", 1).await;
 }
