@@ -50,7 +50,7 @@ impl Fleet {
     }
 
     /// A `dartcloud node …` of the operator's.
-    fn node(&self, arguments: &[&str]) -> Result<String> {
+    pub(crate) fn node(&self, arguments: &[&str]) -> Result<String> {
         let output = Command::new(program("dartcloud"))
             .arg("node")
             .args(arguments)
@@ -131,7 +131,7 @@ impl Machine {
     }
 
     /// Asks the agent to end, and waits.
-    async fn stop(&mut self) -> Result<()> {
+    pub(crate) async fn stop(&mut self) -> Result<()> {
         let mut agent = self.agent.take().context("no agent runs")?;
         agent.terminate()?;
         let status = until("the agent ends", PATIENCE, async || Ok(agent.child.try_wait()?)).await?;

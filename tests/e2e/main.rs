@@ -25,6 +25,7 @@ mod idempotency;
 mod invocations;
 mod monitoring;
 mod platform;
+mod prometheus;
 mod real_programs;
 mod receipts;
 mod records;

@@ -36,6 +36,7 @@ mod recent;
 pub(crate) mod reception;
 mod retries;
 pub(crate) mod roster;
+pub(crate) mod scrape;
 pub(crate) mod stock;
 pub(crate) mod warmth;
 
@@ -44,6 +45,7 @@ use health::{Health, Trust};
 use homes::Homes;
 use pass::Pass;
 use retries::Retries;
+use scrape::Asker;
 use stock::{Lease, NodeLink, Stock, Stocks};
 
 /// Most orders that wait to be sent on one control stream.
@@ -111,6 +113,8 @@ struct Control {
     kept: Option<Vec<Warm>>,
     /// What the node speaks.
     protocol: u32,
+    /// Who waits for its metrics. Whoever was first had it asked.
+    askers: Vec<Asker>,
 }
 
 /// A node that takes calls.

@@ -11,4 +11,5 @@ mod once;
 mod proxies;
 mod raw;
 mod stop;
+mod targets;
 mod tls;
