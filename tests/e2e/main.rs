@@ -20,6 +20,7 @@ mod deploys;
 mod examples;
 mod failure;
 mod fleet;
+mod floods;
 mod frost;
 mod idempotency;
 mod invocations;
