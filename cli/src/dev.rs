@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use common::error::Code;
-use common::ops::Readiness;
+use common::ops::{More, Readiness};
 use common::settings::Shared;
 use gateway::Founder;
 use prometheus::Registry;
@@ -75,7 +75,8 @@ pub(crate) fn run(mut args: Args) -> Result<()> {
             result
         })?
     };
-    let served = gateway::run(gateway, shared, store, life.registry.clone(), life.gateway.clone(), life.stop.clone());
+    let (registry, ready, stop) = (life.registry.clone(), life.gateway.clone(), life.stop.clone());
+    let served = gateway::run(gateway, shared, store, registry, ready, &life.pages, stop);
     // The gateway has answered what was in flight, for which it needed the agent.
     life.stop.cancel();
     life.stop_agent.cancel();
@@ -104,6 +105,7 @@ struct Life {
     registry: Registry,
     gateway: Readiness,
     agent: Readiness,
+    pages: More,
     stop: CancellationToken,
     stop_agent: CancellationToken,
 }
@@ -132,7 +134,8 @@ async fn beside_the_gateway(args: Args, life: &Life, greeting: Greeting) -> Resu
         life.agent.clone(),
         life.stop_agent.clone(),
     );
-    let ops = common::ops::serve(ops, life.registry.clone(), life.gateway.clone(), life.stop_agent.clone());
+    let (registry, ready, stop) = (life.registry.clone(), life.gateway.clone(), life.stop_agent.clone());
+    let ops = common::ops::serve(ops, registry, ready, life.pages.clone(), stop);
     let greeting = async {
         let greeted = greet(&greeting, ops_addr, life).await;
         if greeted.is_err() {

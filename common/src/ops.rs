@@ -1,11 +1,15 @@
-//! The ops listener: metrics for Prometheus and probes for whoever restarts us. Never on the public port.
+//! The ops listener: metrics for Prometheus and probes for whoever restarts us, and pages that a program brings beside
+//! them. Never on the public port.
 
 use std::convert::Infallible;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use http::header::{CONTENT_TYPE, HOST};
+use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -31,8 +35,39 @@ impl Readiness {
     }
 }
 
-/// Serves `GET /metrics`, `/live` and `/ready` until `stop`. A connection has ten seconds for a request's head.
-pub async fn serve(listener: TcpListener, registry: Registry, readiness: Readiness, stop: CancellationToken) {
+/// Pages beside ours.
+pub trait Pages: Send + Sync {
+    /// The answer to a request for `path` by somebody who knows this listener as `host`; `None` where there is no such
+    /// page.
+    fn answer(&self, path: &str, host: &str) -> Option<BoxFuture<'static, Response<Full<Bytes>>>>;
+}
+
+/// Where they will be: the listener is there before those who bring them.
+#[derive(Clone, Default)]
+pub struct More(Arc<OnceLock<Box<dyn Pages>>>);
+
+impl More {
+    /// From now on these are served, too.
+    pub fn bring(&self, pages: impl Pages + 'static) {
+        self.0.get_or_init(|| Box::new(pages));
+    }
+
+    /// The answer of those that were brought, if they have this page.
+    #[must_use]
+    pub fn answer(&self, path: &str, host: &str) -> Option<BoxFuture<'static, Response<Full<Bytes>>>> {
+        self.0.get()?.answer(path, host)
+    }
+}
+
+/// Serves `GET /metrics`, `/live`, `/ready`, and what `more` has, until `stop`. A connection has ten seconds for a
+/// request's head.
+pub async fn serve(
+    listener: TcpListener,
+    registry: Registry,
+    readiness: Readiness,
+    more: More,
+    stop: CancellationToken,
+) {
     let tasks = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
@@ -44,11 +79,11 @@ pub async fn serve(listener: TcpListener, registry: Registry, readiness: Readine
             tokio::time::sleep(std::time::Duration::from_millis(100)).await;
             continue;
         };
-        let (registry, readiness, stop) = (registry.clone(), readiness.clone(), stop.clone());
+        let (registry, readiness, more, stop) = (registry.clone(), readiness.clone(), more.clone(), stop.clone());
         tasks.spawn(async move {
             let service = hyper::service::service_fn(move |request| {
-                let answer = answer(&request, &registry, &readiness);
-                async move { Ok::<_, Infallible>(answer) }
+                let answer = answer(&request, &registry, &readiness, &more);
+                answer.map(Ok::<_, Infallible>)
             });
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -64,23 +99,47 @@ pub async fn serve(listener: TcpListener, registry: Registry, readiness: Readine
     tasks.wait().await;
 }
 
-fn answer(request: &Request<Incoming>, registry: &Registry, readiness: &Readiness) -> Response<Full<Bytes>> {
-    match request.uri().path() {
-        "/metrics" => match TextEncoder::new().encode_to_string(&registry.gather()) {
-            Ok(text) => text_answer(StatusCode::OK, text),
-            Err(error) => text_answer(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+fn answer(
+    request: &Request<Incoming>,
+    registry: &Registry,
+    readiness: &Readiness,
+    more: &More,
+) -> BoxFuture<'static, Response<Full<Bytes>>> {
+    let path = request.uri().path();
+    let own = match path {
+        "/metrics" => match metrics(registry) {
+            Ok(metrics) => text(StatusCode::OK, metrics),
+            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
         },
-        "/live" => text_answer(StatusCode::OK, "live\n".into()),
-        "/ready" if readiness.get() => text_answer(StatusCode::OK, "ready\n".into()),
-        "/ready" => text_answer(StatusCode::SERVICE_UNAVAILABLE, "not ready\n".into()),
-        _ => text_answer(StatusCode::NOT_FOUND, "metrics are at /metrics, probes at /live and /ready\n".into()),
-    }
+        "/live" => text(StatusCode::OK, "live\n"),
+        "/ready" if readiness.get() => text(StatusCode::OK, "ready\n"),
+        "/ready" => text(StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
+        _ => {
+            let host = request.headers().get(HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+            if let Some(answer) = more.answer(path, host) {
+                return answer;
+            }
+            let places = "metrics are at /metrics, a gateway's nodes at /sd, probes at /live and /ready\n";
+            text(StatusCode::NOT_FOUND, places)
+        }
+    };
+    std::future::ready(own).boxed()
 }
 
-fn text_answer(status: StatusCode, text: String) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(text)));
+/// All metrics, as Prometheus reads them.
+///
+/// # Errors
+/// One of them cannot be written.
+pub fn metrics(registry: &Registry) -> Result<String, prometheus::Error> {
+    TextEncoder::new().encode_to_string(&registry.gather())
+}
+
+/// An answer of the kind that Prometheus takes for metrics.
+#[must_use]
+pub fn text(status: StatusCode, text: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(text.into()));
     *response.status_mut() = status;
-    let kind = http::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
-    response.headers_mut().insert(http::header::CONTENT_TYPE, kind);
+    let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    response.headers_mut().insert(CONTENT_TYPE, kind);
     response
 }

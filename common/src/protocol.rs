@@ -30,6 +30,9 @@ pub const MAX_HELLO_BYTES: usize = 4096;
 /// Longest frame of a control stream, in bytes.
 pub const MAX_FRAME_BYTES: usize = 1024 * 1024;
 
+/// Most of a node's metrics, in bytes: in a frame each quote and each end of a line takes two.
+pub const MAX_METRICS_BYTES: usize = MAX_FRAME_BYTES / 2 - 1024;
+
 /// The name that a gateway's certificate is for, whatever address leads to it.
 pub const GATEWAY_NAME: &str = "gateway.dartcloud.internal";
 
@@ -123,6 +126,11 @@ pub enum AgentMessage {
     },
     /// Every [`HEARTBEAT_MS`].
     Heartbeat(NodeState),
+    /// The answer to `Tell`.
+    Metrics {
+        /// As Prometheus reads them; `None` where they are over [`MAX_METRICS_BYTES`].
+        text: Option<String>,
+    },
 }
 
 /// Milliseconds between two heartbeats. A gateway suspects a node after several that did not come.
@@ -153,6 +161,10 @@ pub struct NodeState {
     /// Of the versions that are warm, those with several sandboxes, and how many. An older agent does not say.
     #[serde(default)]
     pub several: Option<Vec<Warm>>,
+    /// Whether it is this gateway, of those that it is linked with, that Prometheus is to ask for its metrics. An agent
+    /// that does not know `Tell` says nothing, nor one whose metrics are the gateway's own.
+    #[serde(default)]
+    pub tells: Option<bool>,
 }
 
 impl NodeState {
@@ -206,6 +218,8 @@ pub enum GatewayMessage {
         /// For the agent's log.
         reason: String,
     },
+    /// Say what your metrics are.
+    Tell,
 }
 
 /// Header of a request on a [`Kind::Work`] connection: [`ORDER_INVOKE`] or [`ORDER_BUILD`].
@@ -338,7 +352,8 @@ mod tests {
         let older =
             r#"{"type":"heartbeat","busy":1,"warm":[],"memory_total_mb":2,"memory_used_mb":1,"spooled_records":0}"#;
         let AgentMessage::Heartbeat(state) = serde_json::from_str(older).unwrap() else { unreachable!() };
-        assert_eq!((&state.kept, state.memory_idle_mb, state.cpus, &state.several), (&None, None, None, &None));
+        let said = (&state.kept, state.memory_idle_mb, state.cpus, &state.several, state.tells);
+        assert_eq!(said, (&None, None, None, &None, None));
         let hello = format!(r#"{{"protocol":1,"node":"{}","kind":"work"}}"#, NodeId::new());
         assert_eq!(serde_json::from_str::<Hello>(&hello).unwrap().epoch, 0);
         // An older gateway passes over what it does not know.

@@ -9,7 +9,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use common::error::Chain;
-use common::ops::Readiness;
+use common::ops::{More, Readiness};
 use common::runtime::Runtimes;
 use common::settings::{Place, Shared};
 use prometheus::Registry;
@@ -27,6 +27,7 @@ mod error;
 mod feed;
 mod fleet;
 mod metrics;
+mod targets;
 #[cfg(test)]
 mod tests;
 
@@ -58,6 +59,7 @@ use fleet::node_port::NodePort;
 use fleet::reception::Reception;
 use fleet::{Fleet, roster};
 use metrics::Metrics;
+use targets::Targets;
 
 /// Threads of the control runtime: control API, link, control streams.
 const CONTROL_THREADS: usize = 2;
@@ -91,7 +93,7 @@ struct Gateway {
 }
 
 /// Runs a gateway until `stop`, and then until it has drained. Blocks the calling thread, which must not be one of
-/// a runtime. `readiness` is set while calls are taken.
+/// a runtime. `readiness` is set while calls are taken; `pages` gets those of the ops listener that tell of nodes.
 ///
 /// # Errors
 /// It could not start; the sentence says the fix.
@@ -101,9 +103,12 @@ pub fn run(
     store: StoreArgs,
     registry: Registry,
     readiness: Readiness,
+    pages: &More,
     stop: CancellationToken,
 ) -> Result<(), StartError> {
-    Gateway::build(settings, &shared, &store, &registry, readiness, stop)?.serve();
+    let gateway = Gateway::build(settings, &shared, &store, &registry, readiness, stop)?;
+    pages.bring(Targets::of(&gateway.edge.fleet));
+    gateway.serve();
     Ok(())
 }
 

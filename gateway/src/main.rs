@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::Parser;
-use common::ops::{self, Readiness};
+use common::ops::{self, More, Readiness};
 use common::settings::Shared;
 use gateway::{Settings, StartError};
 use prometheus::Registry;
@@ -60,6 +60,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     let Arguments { shared, store, settings } = arguments;
     let ops_addr = shared.place.ops_addr;
     let (registry, readiness, stop) = (Registry::new(), Readiness::default(), CancellationToken::new());
+    let pages = More::default();
     // One thread for signals, metrics and probes: they answer even when everything else is busy.
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).thread_name("ops").enable_all().build()?;
@@ -69,8 +70,9 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     let signals = runtime.block_on(async { Signals::watch() }).context("signals cannot be watched")?;
     runtime.spawn(signals.forward(stop.clone()));
     let ops_end = CancellationToken::new();
-    let ops = runtime.spawn(ops::serve(listener, registry.clone(), readiness.clone(), ops_end.clone()));
-    let ended = gateway::run(settings, shared, store, registry, readiness, stop);
+    let served = ops::serve(listener, registry.clone(), readiness.clone(), pages.clone(), ops_end.clone());
+    let ops = runtime.spawn(served);
+    let ended = gateway::run(settings, shared, store, registry, readiness, &pages, stop);
     ops_end.cancel();
     runtime.block_on(ops).context("the ops listener failed")?;
     ended.map_err(anyhow::Error::from)

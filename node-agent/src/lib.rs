@@ -201,6 +201,8 @@ pub async fn run(
         orders: Arc::clone(&agent) as Arc<dyn Orders>,
         readiness,
         metrics,
+        // In one process with the gateway they are its own, too.
+        told: (!settings.is_local).then_some(registry),
     };
     agent.serve(links, sink, stop).await;
     Ok(())
@@ -312,6 +314,8 @@ impl Orders for Agent {
             memory_idle_mb: Some(counts.memory_idle_mb),
             cpus: self.cpus,
             several: Some(counts.several),
+            // Which gateway is asked, the links know.
+            tells: None,
         }
     }
 

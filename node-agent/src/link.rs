@@ -15,6 +15,7 @@ use common::ops::Readiness;
 use common::protocol::{NodeState, Warm};
 use http::{Request, Response};
 use hyper::body::Incoming;
+use prometheus::Registry;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -106,6 +107,8 @@ pub(crate) struct Links {
     pub(crate) readiness: Readiness,
     /// Where connections are counted.
     pub(crate) metrics: Arc<Metrics>,
+    /// All metrics, for gateways that ask; `None` where nobody is to.
+    pub(crate) told: Option<Registry>,
 }
 
 /// One of them.

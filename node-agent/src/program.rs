@@ -1,6 +1,6 @@
 //! An agent as a process of its own: its ops listener and its signals around [`run`](crate::run).
 
-use common::ops::{self, Readiness};
+use common::ops::{self, More, Readiness};
 use common::settings::Shared;
 use prometheus::Registry;
 use store::StoreArgs;
@@ -21,7 +21,8 @@ pub async fn serve(settings: Settings, shared: Shared, store: StoreArgs) -> Resu
     let (registry, readiness, tasks) = (Registry::new(), Readiness::default(), TaskTracker::new());
     let listener = TcpListener::bind(address).await.map_err(|source| StartError::Ops { address, source })?;
     let stop_ops = CancellationToken::new();
-    tasks.spawn(ops::serve(listener, registry.clone(), readiness.clone(), stop_ops.clone()));
+    let served = ops::serve(listener, registry.clone(), readiness.clone(), More::default(), stop_ops.clone());
+    tasks.spawn(served);
     let mut terminated = signal(SignalKind::terminate()).map_err(StartError::Signals)?;
     let mut interrupted = signal(SignalKind::interrupt()).map_err(StartError::Signals)?;
     let stopping = stop.clone();

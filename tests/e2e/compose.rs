@@ -130,9 +130,10 @@ impl Composed {
         Ok(state.trim().to_owned())
     }
 
-    async fn gateway_metrics(&self) -> Result<String> {
+    /// A page of the gateway's ops listener.
+    async fn ops(&self, path: &str) -> Result<String> {
         let ops = self.variables.iter().find(|(name, _)| *name == "GATEWAY_OPS_PORT").context("no port")?;
-        Ok(reqwest::get(format!("http://127.0.0.1:{}/metrics", ops.1)).await?.error_for_status()?.text().await?)
+        Ok(reqwest::get(format!("http://127.0.0.1:{}{path}", ops.1)).await?.error_for_status()?.text().await?)
     }
 
     fn logs(&self) -> String {
@@ -161,8 +162,10 @@ async fn from_nothing_to_a_called_function() -> Result<()> {
     let answer = user.invoke("hello", json!({"name": "Ada"})).await?.expect(200).with_context(|| composed.logs())?;
     ensure!(answer["result"]["message"] == "Hello, Ada!", "{answer}");
     ensure!(user.records("hello", 1).await?.len() == 1);
-    let metrics = composed.gateway_metrics().await?;
+    let metrics = composed.ops("/metrics").await?;
     ensure!(metrics.contains("\ndartcloud_limits_redis_up 1\n"), "{metrics}");
+    let scraped = composed.ops("/sd").await?;
+    ensure!(scraped.matches("/nodes/").count() == 1, "{scraped}");
     let back_up = ["exec", "-T", "backend", "dartcloud", "backup", "/app/data/platform.tar.gz"];
     let said = composed.compose(&back_up)?;
     ensure!(said.contains("1 functions in 1 versions, 1 records"), "{said}");

@@ -140,7 +140,7 @@ impl Machine {
     }
 
     /// Asks the agent to end, and waits.
-    async fn stop(&mut self) -> Result<()> {
+    pub(crate) async fn stop(&mut self) -> Result<()> {
         let mut agent = self.agent.take().context("no agent runs")?;
         agent.terminate()?;
         let status = until("the agent ends", PATIENCE, async || Ok(agent.child.try_wait()?)).await?;

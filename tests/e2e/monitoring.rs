@@ -1,26 +1,26 @@
 //! Prometheus and Grafana: the rules pass their own tests, and a real Prometheus that scraped a real load, and the real
 //! database behind it, have data for every panel of every dashboard.
 
+use std::collections::BTreeSet;
 use std::process::Command;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use futures_util::future::try_join_all;
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 use crate::archive::archive;
 use crate::client::Client;
 use crate::dashboards::{self, Kind, Query, repository};
-use crate::platform::{Form, Platform, Program, free_ports, until};
+use crate::fleet::Fleet;
+use crate::platform::{Form, Platform, until};
+use crate::prometheus::{Prometheus, seconds_now};
 use crate::two_processes::Database;
 
-/// How long Prometheus may take to start, and then to see its targets.
-const PROMETHEUS_STARTS: Duration = Duration::from_secs(60);
 /// How long the load may go on until every query has data.
 const LOAD: Duration = Duration::from_secs(240);
-/// The time range of the panels, in seconds.
-const RANGE: u64 = 120;
+/// How the node is called.
+const NODE: &str = "worker";
 
 /// Calls at once, two more than the function may have.
 const BURST: usize = 8;
@@ -67,111 +67,6 @@ fn rules_are_valid_and_pass_their_tests() -> Result<()> {
         ensure!(manual.contains(&format!("`{name}`")), "deploy/README.md does not say what {name} means");
     }
     Ok(())
-}
-
-/// A Prometheus with our configuration, but for the scrapes, which come every second.
-struct Prometheus {
-    program: Program,
-    url: String,
-    directory: TempDir,
-}
-
-impl Prometheus {
-    fn start(platform: &Platform) -> Result<Self> {
-        let directory = tempfile::Builder::new().prefix("dc-prometheus-").tempdir()?;
-        let (from, to) = (repository("deploy/prometheus"), directory.path());
-        for rules in ["rules.yml", "alerts.yml"] {
-            std::fs::copy(from.join(rules), to.join(rules))?;
-        }
-        let config = std::fs::read_to_string(from.join("prometheus.yml"))?;
-        ensure!(config.contains(": 15s") && config.contains(": 10s"), "other intervals than this test knows");
-        std::fs::write(to.join("prometheus.yml"), config.replace(": 15s", ": 1s").replace(": 10s", ": 1s"))?;
-        std::fs::create_dir(to.join("targets"))?;
-        for (file, address) in ["gateways.yml", "agents.yml"].into_iter().zip(platform.ops_addresses()) {
-            std::fs::write(to.join("targets").join(file), format!("- targets: [\"{address}\"]\n"))?;
-        }
-        let [port] = free_ports()?;
-        let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "TERM", "prometheus"]);
-        command.arg(format!("--config.file={}", to.join("prometheus.yml").display()));
-        command.arg(format!("--storage.tsdb.path={}", to.join("data").display()));
-        command.arg(format!("--web.listen-address=127.0.0.1:{port}"));
-        let program = Program::spawn(command, &to.join("log"))?;
-        Ok(Self { program, url: format!("http://127.0.0.1:{port}"), directory })
-    }
-
-    async fn api(&self, path: &str, parameters: &[(&str, &str)]) -> Result<Value> {
-        let request = reqwest::Client::new().get(format!("{}/api/v1/{path}", self.url)).query(parameters);
-        let answer: Value = request.timeout(Duration::from_secs(30)).send().await?.json().await?;
-        ensure!(answer["status"] == "success", "{path} {parameters:?}: {answer}");
-        Ok(answer["data"].clone())
-    }
-
-    /// Waits until both programs were scraped.
-    async fn wait(&mut self) -> Result<()> {
-        let log = self.directory.path().join("log");
-        until("Prometheus has scraped both programs", PROMETHEUS_STARTS, async || {
-            if let Some(status) = self.program.child.try_wait()? {
-                bail!("Prometheus ended with {status}: {}", std::fs::read_to_string(&log)?);
-            }
-            // Nobody listens yet, at first.
-            let up = self.api("query", &[("query", "sum(up)")]).await.unwrap_or_default();
-            Ok((up["result"][0]["value"][1] == "2").then_some(()))
-        })
-        .await
-    }
-
-    /// Whether a query finds a number.
-    async fn has_data(&self, kind: Kind, query: &str) -> Result<bool> {
-        let number = |sample: &Value| sample[1].as_str().is_some_and(|text| text != "NaN" && !text.contains("Inf"));
-        let now = seconds_now();
-        let (start, end) = ((now - RANGE).to_string(), now.to_string());
-        let data = match kind {
-            Kind::Range => {
-                let range = [("query", query), ("start", start.as_str()), ("end", end.as_str()), ("step", "1")];
-                self.api("query_range", &range).await?
-            }
-            _ => self.api("query", &[("query", query)]).await?,
-        };
-        let series = data["result"].as_array().context("no result")?;
-        let samples = |series: &Value| match series["values"].as_array() {
-            Some(values) => values.iter().any(number),
-            None => number(&series["value"]),
-        };
-        Ok(series.iter().any(samples))
-    }
-
-    /// Whether `label_values(metric, label)` finds one.
-    async fn has_label(&self, query: &str, value: &str) -> Result<bool> {
-        let inner = query.strip_prefix("label_values(").and_then(|rest| rest.strip_suffix(')'));
-        let (metric, label) =
-            inner.and_then(|inner| inner.split_once(", ")).context("not label_values(metric, label)")?;
-        let values = self.api(&format!("label/{label}/values"), &[("match[]", metric)]).await?;
-        Ok(values.as_array().is_some_and(|values| values.iter().any(|found| found == value)))
-    }
-
-    /// The rules that have this type, each of which was evaluated without an error.
-    async fn rules(&self, kind: &str) -> Result<Vec<Value>> {
-        let data = self.api("rules", &[("type", kind)]).await?;
-        let groups = data["groups"].as_array().context("no groups")?;
-        let rules: Vec<_> = groups.iter().filter_map(|group| group["rules"].as_array()).flatten().cloned().collect();
-        for rule in &rules {
-            ensure!(rule["health"] == "ok", "{rule}");
-        }
-        Ok(rules)
-    }
-}
-
-impl Drop for Prometheus {
-    fn drop(&mut self) {
-        // Its data goes with its directory; there is nothing to flush.
-        let _ = self.program.child.kill();
-        let _ = self.program.child.wait();
-    }
-}
-
-fn seconds_now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// The role that Grafana reads the database by; it goes before the database does.
@@ -308,14 +203,14 @@ async fn found(query: &Query, values: &Values, prometheus: &Prometheus, reader: 
 async fn every_panel_has_data() -> Result<()> {
     let from_ms = seconds_now() * 1000;
     let database = Database::create()?;
-    let settings = [("DATABASE_URL", database.url()), ("SANDBOX_BLANKS", "1")];
+    let settings = [("DATABASE_URL", database.url()), ("SANDBOX_BLANKS", "1"), ("NODE_NAME", NODE)];
     let platform = Platform::start(Form::TwoProcesses, &settings).await?;
     let reader = Reader::create(&database)?;
-    let mut prometheus = Prometheus::start(&platform)?;
-    prometheus.wait().await?;
+    let [gateway, _] = platform.ops_addresses();
+    let mut prometheus = Prometheus::start(&gateway)?;
+    prometheus.until("count(up == 1) == 2").await.with_context(|| platform.log())?;
     let (mut load, function) = Load::begin(&platform).await?;
-    let [_, node] = platform.ops_addresses();
-    let values = Values { node, owner: load.user.handle.clone(), function, from_ms };
+    let values = Values { node: NODE.into(), owner: load.user.handle.clone(), function, from_ms };
 
     let boards = dashboards::all()?;
     let queries: Vec<Query> = boards.iter().map(dashboards::queries).collect::<Result<Vec<_>>>()?.concat();
@@ -366,5 +261,47 @@ async fn every_panel_has_data() -> Result<()> {
         alerts.len(),
         load.rounds,
     );
+    Ok(())
+}
+
+/// The names of all metrics that a page has.
+async fn names(url: &str) -> Result<BTreeSet<String>> {
+    let text = reqwest::get(url).await?.error_for_status()?.text().await?;
+    Ok(text.lines().filter_map(|line| Some(line.strip_prefix("# TYPE ")?.split(' ').next()?.to_owned())).collect())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_is_scraped_from_its_joining_to_its_removal() -> Result<()> {
+    let fleet = Fleet::start(&[]).await?;
+    let [gateway, _] = fleet.platform.ops_addresses();
+    let mut prometheus = Prometheus::start(&gateway)?;
+    prometheus.until(&format!("up{{job=\"dartcloud-gateway\", instance=\"{gateway}\"}} == 1")).await?;
+    let begun = Instant::now();
+    let mut machine = fleet.machine("web-1").await?;
+    let there = r#"dartcloud_agent_link_connections{job="dartcloud-agent", instance="web-1", node="web-1"} > 0"#;
+    prometheus.until(there).await.with_context(|| machine.log())?;
+    println!("scraped {:?} after the machine was begun", begun.elapsed());
+    let (own, id) = (format!("http://127.0.0.1:{}/metrics", machine.ops), fleet.nodes().await?[0]["id"].clone());
+    let passed = format!("http://{gateway}/nodes/{}/metrics", id.as_str().context("no id")?);
+    let (own, passed_on) = (names(&own).await?, names(&passed).await?);
+    ensure!(own == passed_on && own.len() > 20, "{own:?}, {passed_on:?}");
+
+    // Whoever is gone is missed.
+    machine.stop().await?;
+    prometheus.until(r#"max_over_time(up{instance="web-1"}[5s]) == 0 and up{instance="web-1"}"#).await?;
+    let answer = reqwest::get(&passed).await?;
+    ensure!(answer.status() == 503 && answer.text().await?.contains("not linked"));
+    machine.run("web-1", "dartcloud-node-agent")?;
+    prometheus.until(r#"up{instance="web-1"} == 1"#).await.with_context(|| machine.log())?;
+
+    fleet.node(&["remove", "web-1"])?;
+    until("nobody but the gateway is scraped", Duration::from_secs(30), async || {
+        let targets = prometheus.api("targets", &[("state", "active")]).await?;
+        let jobs =
+            targets["activeTargets"].as_array().context("no targets")?.iter().map(|target| &target["labels"]["job"]);
+        Ok(jobs.eq(["dartcloud-gateway"]).then_some(()))
+    })
+    .await?;
+    ensure!(reqwest::get(&passed).await?.status() == 404);
     Ok(())
 }

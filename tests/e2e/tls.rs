@@ -16,6 +16,7 @@ use tempfile::TempDir;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use crate::archive::{archive, example};
 use crate::client::Client;
@@ -25,13 +26,13 @@ use crate::websocket::WebSocket;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// An authority, and a certificate of it as files.
-struct Certificates {
+pub(crate) struct Certificates {
     directory: TempDir,
     authority: CertifiedIssuer<'static, KeyPair>,
 }
 
 impl Certificates {
-    fn make() -> Result<Self> {
+    pub(crate) fn make() -> Result<Self> {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let authority = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
@@ -55,19 +56,21 @@ impl Certificates {
         self.directory.path().join(name)
     }
 
-    async fn platform(&self) -> Result<Platform> {
+    pub(crate) async fn platform(&self, form: Form) -> Result<Platform> {
         let [certificate, key] = ["cert.pem", "key.pem"].map(|name| self.path(name).display().to_string());
         let settings = [("TLS_CERT_FILE", certificate.as_str()), ("TLS_KEY_FILE", key.as_str())];
         let authority = reqwest::Certificate::from_der(self.authority.der())?;
-        Platform::start_behind(Some(authority), Form::Dev, &settings).await
+        Platform::start_behind(Some(authority), form, &settings).await
     }
 
-    async fn handshake(&self, port: u16) -> Result<impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + use<>> {
+    /// A connection that speaks one of these.
+    pub(crate) async fn handshake(&self, port: u16, protocols: &[&[u8]]) -> Result<TlsStream<TcpStream>> {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(self.authority.der().clone())?;
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
-        let config = builder.with_root_certificates(roots).with_no_client_auth();
+        let mut config = builder.with_root_certificates(roots).with_no_client_auth();
+        config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
         let stream = TcpStream::connect(("127.0.0.1", port)).await?;
         Ok(TlsConnector::from(Arc::new(config)).connect("localhost".try_into()?, stream).await?)
     }
@@ -112,7 +115,7 @@ fn shown(answer: &Response) -> Option<&[u8]> {
 #[tokio::test]
 async fn both_protocols_streams_and_a_new_certificate() -> Result<()> {
     let certificates = Certificates::make()?;
-    let platform = certificates.platform().await?;
+    let platform = certificates.platform(Form::Dev).await?;
     let user = platform.user().await?;
     let deployed = user.deploy("probe", probe()).await?.expect(201)?;
     let path = format!("/f/{}/probe", user.handle);
@@ -128,7 +131,8 @@ async fn both_protocols_streams_and_a_new_certificate() -> Result<()> {
         let invoked = client.invoke("probe", json!({})).await?.expect(200)?;
         ensure!(invoked["success"] == true, "{invoked}");
     }
-    let mut socket = WebSocket::over(certificates.handshake(platform.port()).await?, &format!("{path}/socket")).await?;
+    let mut socket =
+        WebSocket::over(certificates.handshake(platform.port(), &[]).await?, &format!("{path}/socket")).await?;
     socket.send("over TLS").await?;
     ensure!(socket.receive().await? == "over TLS");
 
@@ -160,7 +164,7 @@ async fn both_protocols_streams_and_a_new_certificate() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_command_line_believes_whom_it_is_told() -> Result<()> {
     let certificates = Certificates::make()?;
-    let platform = certificates.platform().await?;
+    let platform = certificates.platform(Form::Dev).await?;
     let folder = tempfile::tempdir()?;
     std::fs::create_dir(folder.path().join("hello"))?;
     std::fs::write(folder.path().join("hello.tar.gz"), example("hello-python"))?;

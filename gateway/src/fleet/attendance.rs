@@ -38,7 +38,7 @@ impl Node {
         }
     }
 
-    fn listens_to(&self, stream: u64) -> bool {
+    pub(super) fn listens_to(&self, stream: u64) -> bool {
         self.control.as_ref().is_some_and(|control| control.stream == stream)
     }
 }
@@ -80,7 +80,7 @@ impl Fleet {
         let (orders, inbox) = mpsc::channel(MAX_ORDERS);
         let mut nodes = lock(&self.0.nodes);
         let node = nodes.get_mut(&link.node).filter(|node| Arc::ptr_eq(&node.link, link))?;
-        node.control = Some(Control { stream, orders, kept: None, protocol });
+        node.control = Some(Control { stream, orders, kept: None, protocol, askers: Vec::new() });
         node.is_suspected = false;
         self.redraw(&nodes);
         Some(inbox)

@@ -149,6 +149,10 @@ async fn serve(
                 fleet.heard(link.node, this, state);
                 Ok(())
             }
+            Ok(Event::Said(AgentMessage::Metrics { text })) => {
+                fleet.told(link.node, this, text);
+                Ok(())
+            }
             Ok(Event::Said(AgentMessage::Register { .. })) => Err(End::NotRegistered),
             Ok(Event::Order(order)) => say(frames, &order).await,
             Ok(Event::Shortage) => match link.take_wanted() {

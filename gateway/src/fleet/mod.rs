@@ -39,6 +39,7 @@ mod recent;
 pub(crate) mod reception;
 mod retries;
 pub(crate) mod roster;
+pub(crate) mod scrape;
 pub(crate) mod stock;
 pub(crate) mod warmth;
 
@@ -50,6 +51,7 @@ use pass::Pass;
 pub(crate) use picture::Linked;
 use picture::Picture;
 use retries::Retries;
+use scrape::Asker;
 use stock::{Lease, NodeLink, Stock, Stocks};
 
 /// Most orders that wait to be sent on one control stream.
@@ -128,6 +130,8 @@ struct Control {
     kept: Option<Vec<Warm>>,
     /// What the node speaks.
     protocol: u32,
+    /// Who waits for its metrics. Whoever was first had it asked.
+    askers: Vec<Asker>,
 }
 
 thread_local! {

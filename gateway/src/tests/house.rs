@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use clap::Parser as _;
-use common::ops::Readiness;
+use common::ops::{More, Readiness};
 use common::settings::Shared;
 use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::{BodyExt as _, Full};
@@ -26,6 +26,7 @@ use tokio_rustls::client::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use super::node::Node;
+use crate::targets::Targets;
 use crate::{Gateway, Settings, StartError};
 
 /// How long any one wait of a test may take.
@@ -64,6 +65,8 @@ pub(super) struct House {
     pub(super) socket: PathBuf,
     pub(super) registry: Registry,
     pub(super) readiness: Readiness,
+    /// Pages of the ops listener, which there is none of here.
+    pub(super) pages: More,
     /// How its users shake hands, where it speaks TLS.
     pub(super) tls: Option<Arc<ClientConfig>>,
     stop: CancellationToken,
@@ -112,18 +115,21 @@ impl House {
         let directory = tempfile::tempdir().unwrap();
         let Arguments { shared, store, settings } = Arguments::of(&directory.path().join("data"), flags);
         let (registry, readiness, stop) = (Registry::new(), Readiness::default(), CancellationToken::new());
+        let pages = More::default();
         let socket = shared.place.link_socket();
         let (address, bound) = tokio::sync::oneshot::channel();
         let thread = std::thread::spawn({
             let (registry, readiness, stop) = (registry.clone(), readiness.clone(), stop.clone());
+            let pages = pages.clone();
             move || {
                 let gateway = Gateway::build(settings, &shared, &store, &registry, readiness, stop).unwrap();
+                pages.bring(Targets::of(&gateway.edge.fleet));
                 address.send(gateway.socket.local_addr().unwrap()).unwrap();
                 gateway.serve();
             }
         });
         let address = tokio::time::timeout(PATIENCE, bound).await.unwrap().unwrap();
-        Self { address, socket, registry, readiness, tls: None, stop, thread: Some(thread), directory }
+        Self { address, socket, registry, readiness, pages, tls: None, stop, thread: Some(thread), directory }
     }
 
     /// Where the gateway keeps everything.

@@ -13,4 +13,5 @@ mod once;
 mod proxies;
 mod raw;
 mod stop;
+mod targets;
 mod tls;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::json;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::UnixStream;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::codec::{Framed, LengthDelimitedCodec};
 use tokio_util::sync::CancellationToken;
 
@@ -41,6 +41,8 @@ pub(super) struct Manner {
     pub(super) epoch: u64,
     /// Whether it opens no work connections.
     pub(super) is_deaf: bool,
+    /// What its heartbeats say of its metrics.
+    pub(super) tells: Option<bool>,
 }
 
 pub(super) struct Peer {
@@ -66,6 +68,11 @@ pub(super) struct Peer {
     pub(super) told: Mutex<Vec<Warm>>,
     /// Deployments that the gateway retired.
     pub(super) retired: Mutex<Vec<String>>,
+    /// How often it was asked for its metrics.
+    pub(super) asked: AtomicUsize,
+    /// Whether it answers that only when it is told to `speak`.
+    pub(super) hush: AtomicBool,
+    pub(super) speak: Notify,
 }
 
 impl Drop for Node {
@@ -111,6 +118,9 @@ impl Node {
             says: Mutex::default(),
             told: Mutex::default(),
             retired: Mutex::default(),
+            asked: AtomicUsize::new(0),
+            hush: AtomicBool::new(false),
+            speak: Notify::new(),
         });
         let control = dial(socket, &peer.hello(Kind::Control)).await;
         tokio::spawn(until_cut(cut.clone(), peer.clone().control(control)));
@@ -143,8 +153,15 @@ impl Peer {
         loop {
             tokio::select! {
                 _ = beat.tick() => {
-                    let state = self.says.lock().unwrap().clone();
+                    let tells = self.manner.tells;
+                    let state = NodeState { tells, ..self.says.lock().unwrap().clone() };
                     if !say(&mut frames, &AgentMessage::Heartbeat(state)).await {
+                        return;
+                    }
+                }
+                () = self.speak.notified() => {
+                    let text = format!("peer_told {}\n", self.asked.load(Ordering::Relaxed));
+                    if !say(&mut frames, &AgentMessage::Metrics { text: Some(text) }).await {
                         return;
                     }
                 }
@@ -161,6 +178,12 @@ impl Peer {
                             self.retired.lock().unwrap().extend(deployments.iter().map(ToString::to_string));
                         }
                         GatewayMessage::Keep { warm } => *self.told.lock().unwrap() = warm,
+                        GatewayMessage::Tell => {
+                            self.asked.fetch_add(1, Ordering::Relaxed);
+                            if !self.hush.load(Ordering::Relaxed) {
+                                self.speak.notify_one();
+                            }
+                        }
                         GatewayMessage::Welcome { .. } => {}
                         GatewayMessage::Refused { reason } => panic!("{reason}"),
                     },

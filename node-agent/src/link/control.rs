@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use common::conduit::Conduit;
-use common::protocol::{AgentMessage, GatewayMessage, HEARTBEAT_MS, Kind, MAX_FRAME_BYTES};
+use common::ops;
+use common::protocol::{
+    AgentMessage, GatewayMessage, HEARTBEAT_MS, Kind, MAX_FRAME_BYTES, MAX_METRICS_BYTES, NodeState,
+};
 use futures_util::{SinkExt as _, StreamExt as _};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::codec::{Framed, LengthDelimitedCodec};
@@ -86,8 +89,15 @@ pub(super) async fn run(
         };
         match event {
             Event::Heard(None) => return Err(ControlError::Closed),
-            Event::Heard(Some(frame)) => obey(link, &session, &frame?)?,
-            Event::HeartbeatDue => say(&mut frames, &AgentMessage::Heartbeat(link.all.orders.state())).await?,
+            Event::Heard(Some(frame)) => {
+                if let Some(answer) = obey(link, &session, &frame?)? {
+                    say(&mut frames, &answer).await?;
+                }
+            }
+            Event::HeartbeatDue => {
+                let state = NodeState { tells: tells(link), ..link.all.orders.state() };
+                say(&mut frames, &AgentMessage::Heartbeat(state)).await?;
+            }
             Event::Leave => return Ok(()),
         }
     }
@@ -111,23 +121,49 @@ async fn join(link: &Link) -> Result<(Frames, Visit), ControlError> {
     match serde_json::from_slice(&frame).map_err(io::Error::from)? {
         GatewayMessage::Welcome { .. } => Ok((frames, visit)),
         GatewayMessage::Refused { reason } => Err(ControlError::Refused(reason)),
-        GatewayMessage::Dial { .. } | GatewayMessage::Retire { .. } | GatewayMessage::Keep { .. } => {
+        GatewayMessage::Dial { .. }
+        | GatewayMessage::Retire { .. }
+        | GatewayMessage::Keep { .. }
+        | GatewayMessage::Tell => {
             Err(io::Error::new(io::ErrorKind::InvalidData, "an order came before the welcome").into())
         }
     }
 }
 
-fn obey(link: &Link, session: &Session, frame: &[u8]) -> Result<(), ControlError> {
+/// Does what a gateway says; the answer, if it wants one.
+fn obey(link: &Link, session: &Session, frame: &[u8]) -> Result<Option<AgentMessage>, ControlError> {
     match serde_json::from_slice(frame) {
         Ok(GatewayMessage::Welcome { .. }) => {}
         Ok(GatewayMessage::Dial { connections }) => session.want(connections),
         Ok(GatewayMessage::Retire { deployments }) => link.all.orders.retire(&deployments),
         Ok(GatewayMessage::Keep { warm }) => link.all.orders.keep(link.gateway.number, &warm),
+        Ok(GatewayMessage::Tell) => return Ok(Some(metrics(link))),
         Ok(GatewayMessage::Refused { reason }) => return Err(ControlError::Refused(reason)),
         // A newer gateway may say what we do not know yet; what we must know, it does not send to our version.
         Err(error) => tracing::debug!(%error, "an order that this version does not know"),
     }
-    Ok(())
+    Ok(None)
+}
+
+/// Whether this gateway is the one to be asked for our metrics.
+fn tells(link: &Link) -> Option<bool> {
+    link.all.told.as_ref().map(|_| link.all.gateways.teller() == Some(link.gateway.number))
+}
+
+fn metrics(link: &Link) -> AgentMessage {
+    let text = match link.all.told.as_ref().map(ops::metrics) {
+        Some(Ok(text)) if text.len() <= MAX_METRICS_BYTES => Some(text),
+        Some(Ok(text)) => {
+            tracing::error!(bytes = text.len(), "the metrics are too many for the link");
+            None
+        }
+        Some(Err(error)) => {
+            tracing::error!(%error, "the metrics cannot be written");
+            None
+        }
+        None => None,
+    };
+    AgentMessage::Metrics { text }
 }
 
 async fn say(frames: &mut Frames, message: &AgentMessage) -> Result<(), ControlError> {

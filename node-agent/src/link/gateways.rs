@@ -95,6 +95,11 @@ impl Gateways {
         lock(&self.known).iter().any(|gateway| gateway.is_linked())
     }
 
+    /// Through which of them Prometheus gets this node's metrics: one, so that it gets them once.
+    pub(super) fn teller(&self) -> Option<GatewayNumber> {
+        lock(&self.known).iter().filter(|gateway| gateway.is_linked()).map(|gateway| gateway.number).min()
+    }
+
     /// Notes who gives this node work.
     pub(super) fn asked_by(&self, number: GatewayNumber) {
         // As a rule there is nothing to write, which other threads would have to read again.
@@ -260,9 +265,10 @@ mod tests {
         let all = gateways.all();
         gateways.asked_by(all[2].number);
         assert_eq!(order(), "cab");
-        lock(&all[1].state).is_linked = true;
-        assert_eq!(order(), "b");
+        assert_eq!(gateways.teller(), None);
         lock(&all[2].state).is_linked = true;
-        assert_eq!(order(), "cb");
+        assert_eq!((order().as_str(), gateways.teller()), ("c", Some(all[2].number)));
+        lock(&all[1].state).is_linked = true;
+        assert_eq!((order().as_str(), gateways.teller()), ("cb", Some(all[1].number)));
     }
 }

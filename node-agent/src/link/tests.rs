@@ -22,6 +22,8 @@ use tokio_util::codec::{Framed, LengthDelimitedCodec};
 use super::calls::{CallError, Calls};
 use super::*;
 
+mod tells;
+
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// A gateway's end: accepts, reads the hello, and keeps what came.
@@ -157,7 +159,7 @@ fn start_with(gateways: Arc<Gateways>) -> Agent {
         retired: Mutex::default(),
         retirement: Notify::new(),
     });
-    let (stops, readiness) = (Stops::default(), Readiness::default());
+    let (stops, readiness, registry) = (Stops::default(), Readiness::default(), Registry::new());
     let links = Links {
         gateways,
         labels: Labels::default(),
@@ -165,7 +167,8 @@ fn start_with(gateways: Arc<Gateways>) -> Agent {
         args: LinkArgs { link_max_connections: 8, link_idle_connections: 2 },
         orders: Arc::clone(&orders) as Arc<dyn Orders>,
         readiness: readiness.clone(),
-        metrics: Metrics::new(&Registry::new()).unwrap(),
+        metrics: Metrics::new(&registry).unwrap(),
+        told: Some(registry),
     };
     let task = tokio::spawn(links.run(stops.clone()));
     Agent { orders, stops, readiness, task }

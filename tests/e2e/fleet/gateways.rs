@@ -81,6 +81,21 @@ impl Load {
     }
 }
 
+/// The nodes that a gateway names to Prometheus, each of which has metrics there.
+async fn scraped(gateway: &Fleet) -> Result<Vec<String>> {
+    let [ops, _] = gateway.platform.ops_addresses();
+    let targets: Vec<Value> = reqwest::get(format!("http://{ops}/sd")).await?.error_for_status()?.json().await?;
+    let mut names = Vec::new();
+    for target in targets {
+        ensure!(target["targets"] == json!([ops]), "{target}");
+        let path = target["labels"]["__metrics_path__"].as_str().context("no path")?;
+        let metrics = reqwest::get(format!("http://{ops}{path}")).await?.error_for_status()?.text().await?;
+        ensure!(metrics.contains("\ndartcloud_agent_spool_records "), "{metrics}");
+        names.push(target["labels"]["instance"].as_str().context("no name")?.to_owned());
+    }
+    Ok(names)
+}
+
 fn hello(word: &str) -> Vec<u8> {
     archive(&[("main*", &format!("#!/bin/sh\nprintf '{{\"body\":\"{word}\"}}' >/result.json\n")), PUBLIC])
 }
@@ -89,6 +104,14 @@ fn hello(word: &str) -> Vec<u8> {
 async fn what_one_gateway_does_the_other_knows() -> Result<()> {
     let mut house = House::start().await?;
     let [first, second] = &house.gateways[..] else { unreachable!() };
+    // Each machine is named to Prometheus by one of the two, so that it is scraped once.
+    until("each machine is named by one gateway", PATIENCE, async || {
+        let mut names = [scraped(first).await?, scraped(second).await?].concat();
+        names.sort_unstable();
+        Ok((names == ["one", "two"]).then_some(()))
+    })
+    .await
+    .with_context(|| house.log())?;
     // A deploy at one is called at the other, and so is a new version.
     for (word, status) in [("one", 201), ("two", 200)] {
         first.operator.deploy("hello", hello(word)).await?.expect(status).with_context(|| house.log())?;
@@ -131,6 +154,8 @@ async fn what_one_gateway_does_the_other_knows() -> Result<()> {
     ensure!(answer["result"] == "late", "{answer}");
     second.operator.records("late", 1).await.with_context(|| house.log())?;
     println!("{made} calls at the other gateway, none failed");
+    let named = async || Ok((scraped(second).await? == ["one"]).then_some(()));
+    until("the gateway that is left names the machine", PATIENCE, named).await.with_context(|| house.log())?;
 
     // It comes back, and is linked again.
     house.gateways[0].platform.launch().await?;
