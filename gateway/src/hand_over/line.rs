@@ -144,7 +144,8 @@ mod tests {
         drop(passed);
         // More than one read takes.
         let reason = "x".repeat(100_000);
-        let (said, heard) = tokio::join!(one.say(&Word::Refused { reason: reason.clone() }, &[]), async {
+        let refused = Word::Refused { reason: reason.clone() };
+        let (said, heard) = tokio::join!(one.say(&refused, &[]), async {
             assert!(matches!(two.hear().await.unwrap(), Some(Word::Take { version: 7 })));
             assert!(matches!(two.hear().await.unwrap(), Some(Word::Ready)));
             two.hear::<Word>().await.unwrap()

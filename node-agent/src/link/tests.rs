@@ -22,6 +22,8 @@ use tokio_util::codec::{Framed, LengthDelimitedCodec};
 use super::calls::{CallError, Calls};
 use super::*;
 
+mod succession;
+
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// A gateway's end: accepts, reads the hello, and keeps what came.
@@ -240,34 +242,6 @@ async fn the_agent_comes_back_to_a_gateway_that_went_away() {
     let mut control = Control::of(gateway.next(Kind::Control).await);
     assert!(matches!(control.hear().await, AgentMessage::Register { .. }));
     assert!(!agent.readiness.get());
-    agent.stops.leave.cancel();
-    agent.stops.finish.cancel();
-    timeout(DEADLINE, agent.task).await.unwrap().unwrap();
-}
-
-#[tokio::test]
-async fn a_successor_is_linked_beside_the_process_whose_place_it_takes() {
-    let mut gateway = Gateway::new();
-    let agent = start(&gateway);
-    let mut former = gateway.welcome().await;
-    let (mut work, _idle) = (gateway.next_work().await, gateway.next_work().await);
-    former.say(&GatewayMessage::Successor).await;
-    let mut latter = gateway.welcome().await;
-    assert!(matches!(latter.hear().await, AgentMessage::Heartbeat(_)));
-    let mut fresh = gateway.next_work().await;
-    // What the one before still has goes on, and what it orders is done.
-    assert_eq!(get(&mut work, "/a").await.0, "/a");
-    let retired = DeploymentId::new();
-    former.say(&GatewayMessage::Retire { deployments: vec![retired] }).await;
-    timeout(DEADLINE, agent.orders.retirement.notified()).await.unwrap();
-    former.say(&GatewayMessage::Successor).await;
-    assert!(matches!(former.hear().await, AgentMessage::Heartbeat(_)));
-    // Its end is no loss: nobody dials again.
-    drop(former);
-    assert!(matches!(latter.hear().await, AgentMessage::Heartbeat(_)));
-    assert!(agent.readiness.get());
-    assert_eq!(get(&mut fresh, "/b").await.0, "/b");
-    assert!(gateway.waiting.iter().all(|(kind, _)| *kind != Kind::Control), "it was linked once more");
     agent.stops.leave.cancel();
     agent.stops.finish.cancel();
     timeout(DEADLINE, agent.task).await.unwrap().unwrap();
