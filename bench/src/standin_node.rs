@@ -155,7 +155,8 @@ async fn link(socket: &Path) -> Result<()> {
                     GatewayMessage::Welcome { .. }
                     | GatewayMessage::Retire { .. }
                     | GatewayMessage::Keep { .. }
-                    | GatewayMessage::Tell => {}
+                    | GatewayMessage::Tell
+                    | GatewayMessage::Successor => {}
                 }
             }
         }

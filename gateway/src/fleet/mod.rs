@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use chrono::Utc;
 use common::digest::Digest;
 use common::function::DeploymentSpec;
@@ -15,10 +15,11 @@ use common::labels::Labels;
 use common::protocol::{GatewayMessage, NodeState, Warm};
 use store::fleet::{Duty, Node as KnownNode};
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::timeout;
 
 use crate::edge::placement::{Load, Rankings, Seat, Wanted};
+use crate::hand_over::Elder;
 use crate::metrics::Metrics;
 
 mod attendance;
@@ -41,6 +42,7 @@ mod retries;
 pub(crate) mod roster;
 pub(crate) mod scrape;
 pub(crate) mod stock;
+mod succession;
 pub(crate) mod warmth;
 
 pub(crate) use build::BuildEvents;
@@ -103,6 +105,10 @@ struct Inner {
     pending: Mutex<HashMap<DeploymentId, Arc<DeploymentSpec>>>,
     /// Versions that are made warm before they serve.
     warming: Mutex<HashMap<DeploymentId, Arc<DeploymentSpec>>>,
+    /// Whether a successor accepts agents, and this gateway none.
+    has_successor: watch::Sender<bool>,
+    /// The gateway whose place this one has taken, until that one has ended.
+    elder: ArcSwapOption<Elder>,
     metrics: Arc<Metrics>,
 }
 
@@ -166,6 +172,8 @@ impl Fleet {
             control,
             pending: Mutex::default(),
             warming: Mutex::default(),
+            has_successor: watch::Sender::new(false),
+            elder: ArcSwapOption::empty(),
             metrics,
         }))
     }
@@ -183,14 +191,14 @@ impl Fleet {
     /// The node for a call or a build of `spec`, once there is one, and the seat on it: a gateway or a node that has
     /// just started is linked within moments. `None` when none is linked in time.
     pub(crate) async fn placed(&self, spec: &DeploymentSpec) -> Option<(Arc<NodeLink>, Option<Seat>)> {
-        self.once_linked(|| self.place(spec)).await
+        self.once_linked(NODE_DEADLINE, || self.place(spec)).await
     }
 
     /// The node for a call that runs once, known by `key`: always the same. `None` when that one is not linked in
     /// time, or is drained.
     pub(crate) async fn home(&self, key: &Digest, spec: &DeploymentSpec) -> Option<(Arc<NodeLink>, Option<Seat>)> {
         let selector = &spec.node_selector;
-        self.once_linked(|| {
+        self.once_linked(NODE_DEADLINE, || {
             let roster = self.0.roster.load();
             let has_labels = |node| roster.get(&node).is_some_and(|node| node.all_labels().have(selector));
             let home = self.0.homes.of(key, Instant::now(), |node| selector.is_empty() || has_labels(node))?;
@@ -212,7 +220,7 @@ impl Fleet {
         }
     }
 
-    async fn once_linked<T>(&self, look: impl Fn() -> Option<T>) -> Option<T> {
+    async fn once_linked<T>(&self, deadline: Duration, look: impl Fn() -> Option<T>) -> Option<T> {
         if let Some(found) = look() {
             return Some(found);
         }
@@ -226,7 +234,7 @@ impl Fleet {
                 changed.await;
             }
         };
-        timeout(NODE_DEADLINE, placed).await.ok()
+        timeout(deadline, placed).await.ok()
     }
 
     fn place(&self, spec: &DeploymentSpec) -> Option<(Arc<NodeLink>, Option<Seat>)> {

@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::node::Node;
 use crate::targets::Targets;
-use crate::{Gateway, Settings, StartError};
+use crate::{Gateway, Settings, StartError, Succession};
 
 /// How long any one wait of a test may take.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
@@ -122,7 +122,8 @@ impl House {
             let (registry, readiness, stop) = (registry.clone(), readiness.clone(), stop.clone());
             let pages = pages.clone();
             move || {
-                let gateway = Gateway::build(settings, &shared, &store, &registry, readiness, stop).unwrap();
+                let gateway = Gateway::build(settings, &shared, &store, &registry, readiness, stop, Succession::none());
+                let gateway = gateway.unwrap();
                 pages.bring(Targets::of(&gateway.edge.fleet));
                 address.send(gateway.socket.local_addr().unwrap()).unwrap();
                 gateway.serve();
@@ -142,7 +143,8 @@ impl House {
         let Arguments { shared, store, settings } = Arguments::of(&self.data_dir(), &[]);
         let build = move || {
             let (registry, stop) = (Registry::new(), CancellationToken::new());
-            Gateway::build(settings, &shared, &store, &registry, Readiness::default(), stop).map(drop)
+            let readiness = Readiness::default();
+            Gateway::build(settings, &shared, &store, &registry, readiness, stop, Succession::none()).map(drop)
         };
         tokio::task::spawn_blocking(build).await.unwrap()
     }

@@ -184,7 +184,7 @@ impl Peer {
                                 self.speak.notify_one();
                             }
                         }
-                        GatewayMessage::Welcome { .. } => {}
+                        GatewayMessage::Welcome { .. } | GatewayMessage::Successor => {}
                         GatewayMessage::Refused { reason } => panic!("{reason}"),
                     },
                     _ => return,

@@ -22,6 +22,7 @@ use tokio_util::codec::{Framed, LengthDelimitedCodec};
 use super::calls::{CallError, Calls};
 use super::*;
 
+mod succession;
 mod tells;
 
 const DEADLINE: Duration = Duration::from_secs(20);
