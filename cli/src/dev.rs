@@ -76,8 +76,7 @@ pub(crate) fn run(mut args: Args) -> Result<()> {
         })?
     };
     let (registry, ready, stop) = (life.registry.clone(), life.gateway.clone(), life.stop.clone());
-    let served =
-        gateway::run(gateway, shared, store, registry, ready, &life.pages, stop, gateway::Succession::none());
+    let served = gateway::run(gateway, shared, store, registry, ready, &life.pages, stop, gateway::Succession::none());
     // The gateway has answered what was in flight, for which it needed the agent.
     life.stop.cancel();
     life.stop_agent.cancel();

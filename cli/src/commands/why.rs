@@ -35,7 +35,8 @@ pub(crate) struct Args {
 }
 
 fn request_id(text: &str) -> Result<InvocationId, &'static str> {
-    text.parse().map_err(|_| "a request id looks like 01890a5d-ac96-774b-bcce-b302099a8057, and `dartcloud logs` shows some")
+    text.parse()
+        .map_err(|_| "a request id looks like 01890a5d-ac96-774b-bcce-b302099a8057, and `dartcloud logs` shows some")
 }
 
 #[derive(Deserialize)]
