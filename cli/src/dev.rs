@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use common::error::Code;
-use common::ops::{More, Readiness};
+use common::ops::{More, Readiness, Shown};
 use common::settings::Shared;
-use gateway::Founder;
+use gateway::{Founder, Succession};
 use prometheus::Registry;
 use store::StoreArgs;
 use tokio::net::TcpListener;
@@ -75,8 +75,7 @@ pub(crate) fn run(mut args: Args) -> Result<()> {
             result
         })?
     };
-    let (registry, ready, stop) = (life.registry.clone(), life.gateway.clone(), life.stop.clone());
-    let served = gateway::run(gateway, shared, store, registry, ready, &life.pages, stop, gateway::Succession::none());
+    let served = gateway::run(gateway, shared, store, life.shown(), life.stop.clone(), Succession::none());
     // The gateway has answered what was in flight, for which it needed the agent.
     life.stop.cancel();
     life.stop_agent.cancel();
@@ -110,6 +109,13 @@ struct Life {
     stop_agent: CancellationToken,
 }
 
+impl Life {
+    /// What the ops listener serves: it is ready when the gateway is.
+    fn shown(&self) -> Shown {
+        Shown { registry: self.registry.clone(), readiness: self.gateway.clone(), more: self.pages.clone() }
+    }
+}
+
 /// What a person needs to know.
 struct Greeting {
     url: String,
@@ -134,8 +140,7 @@ async fn beside_the_gateway(args: Args, life: &Life, greeting: Greeting) -> Resu
         life.agent.clone(),
         life.stop_agent.clone(),
     );
-    let (registry, ready, stop) = (life.registry.clone(), life.gateway.clone(), life.stop_agent.clone());
-    let ops = common::ops::serve(ops, registry, ready, life.pages.clone(), stop);
+    let ops = common::ops::serve(ops, life.shown(), life.stop_agent.clone());
     let greeting = async {
         let greeted = greet(&greeting, ops_addr, life).await;
         if greeted.is_err() {

@@ -59,15 +59,20 @@ impl More {
     }
 }
 
-/// Serves `GET /metrics`, `/live`, `/ready`, and what `more` has, until `stop`. A connection has ten seconds for a
+/// What is served of a program.
+#[derive(Clone, Default)]
+pub struct Shown {
+    /// Its metrics.
+    pub registry: Registry,
+    /// Whether it is ready.
+    pub readiness: Readiness,
+    /// Pages of its own.
+    pub more: More,
+}
+
+/// Serves `GET /metrics`, `/live`, `/ready`, and the pages of its own, until `stop`. A connection has ten seconds for a
 /// request's head.
-pub async fn serve(
-    listener: TcpListener,
-    registry: Registry,
-    readiness: Readiness,
-    more: More,
-    stop: CancellationToken,
-) {
+pub async fn serve(listener: TcpListener, shown: Shown, stop: CancellationToken) {
     let tasks = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
@@ -79,10 +84,10 @@ pub async fn serve(
             tokio::time::sleep(std::time::Duration::from_millis(100)).await;
             continue;
         };
-        let (registry, readiness, more, stop) = (registry.clone(), readiness.clone(), more.clone(), stop.clone());
+        let (shown, stop) = (shown.clone(), stop.clone());
         tasks.spawn(async move {
             let service = hyper::service::service_fn(move |request| {
-                let answer = answer(&request, &registry, &readiness, &more);
+                let answer = answer(&request, &shown.registry, &shown.readiness, &shown.more);
                 answer.map(Ok::<_, Infallible>)
             });
             let connection = hyper::server::conn::http1::Builder::new()

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use common::ops::{More, Readiness};
+use common::ops::{Readiness, Shown};
 use common::runtime::Runtimes;
 use common::settings::Shared;
 use prometheus::Registry;
@@ -85,8 +85,8 @@ struct Gateway {
 }
 
 /// Runs a gateway until `stop`, or until a successor has its place, and then until it has drained. Blocks the calling
-/// thread, which must not be one of a runtime. `readiness` is set while calls are taken; `pages` gets those of the ops
-/// listener that tell of nodes.
+/// thread, which must not be one of a runtime. What is `shown` is ready while calls are taken, and gets pages that tell of
+/// nodes.
 ///
 /// # Errors
 /// It could not start; the sentence says the fix.
@@ -94,14 +94,13 @@ pub fn run(
     settings: Settings,
     shared: Shared,
     store: StoreArgs,
-    registry: Registry,
-    readiness: Readiness,
-    pages: &More,
+    shown: Shown,
     stop: CancellationToken,
     succession: Succession,
 ) -> Result<(), StartError> {
+    let Shown { registry, readiness, more } = shown;
     let gateway = Gateway::build(settings, &shared, &store, &registry, readiness, stop, succession)?;
-    pages.bring(Targets::of(&gateway.edge.fleet));
+    more.bring(Targets::of(&gateway.edge.fleet));
     gateway.serve();
     Ok(())
 }

@@ -7,10 +7,9 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::Parser;
-use common::ops::{self, More, Readiness};
+use common::ops::{self, Shown};
 use common::settings::Shared;
 use gateway::{Ops, Predecessor, Settings, StartError, Succession};
-use prometheus::Registry;
 use store::StoreArgs;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -66,8 +65,7 @@ fn main() -> ExitCode {
 
 fn run(arguments: Arguments) -> anyhow::Result<()> {
     let Arguments { take_over, shared, store, settings } = arguments;
-    let (registry, readiness, stop) = (Registry::new(), Readiness::default(), CancellationToken::new());
-    let pages = More::default();
+    let (shown, stop) = (Shown::default(), CancellationToken::new());
     // One thread for signals, metrics and probes: they answer even when everything else is busy.
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).thread_name("ops").enable_all().build()?;
@@ -78,7 +76,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     let signals = runtime.block_on(async { Signals::watch() }).context("signals cannot be watched")?;
     runtime.spawn(signals.forward(stop.clone()));
     let listener = runtime.block_on(async { TcpListener::from_std(socket) })?;
-    let serving = ops::serve(listener, registry.clone(), readiness.clone(), pages.clone(), end.clone());
+    let serving = ops::serve(listener, shown.clone(), end.clone());
     let end_ops = end.clone();
     // Where another gateway runs, that one answers until we take its place.
     let waits = predecessor.is_some();
@@ -99,7 +97,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         }
     });
     let succession = Succession::of(predecessor, Some(ops));
-    let ended = gateway::run(settings, shared, store, registry, readiness, &pages, stop, succession);
+    let ended = gateway::run(settings, shared, store, shown, stop, succession);
     end_ops.cancel();
     runtime.block_on(serving).context("the ops listener failed")?;
     ended.map_err(anyhow::Error::from)

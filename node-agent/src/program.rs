@@ -1,8 +1,7 @@
 //! An agent as a process of its own: its ops listener and its signals around [`run`](crate::run).
 
-use common::ops::{self, More, Readiness};
+use common::ops::{self, Shown};
 use common::settings::Shared;
-use prometheus::Registry;
 use store::StoreArgs;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -18,10 +17,10 @@ use crate::{Settings, StartError};
 pub async fn serve(settings: Settings, shared: Shared, store: StoreArgs) -> Result<(), StartError> {
     let address = shared.place.ops_addr;
     let stop = CancellationToken::new();
-    let (registry, readiness, tasks) = (Registry::new(), Readiness::default(), TaskTracker::new());
+    let (shown, tasks) = (Shown::default(), TaskTracker::new());
     let listener = TcpListener::bind(address).await.map_err(|source| StartError::Ops { address, source })?;
     let stop_ops = CancellationToken::new();
-    let served = ops::serve(listener, registry.clone(), readiness.clone(), More::default(), stop_ops.clone());
+    let served = ops::serve(listener, shown.clone(), stop_ops.clone());
     tasks.spawn(served);
     let mut terminated = signal(SignalKind::terminate()).map_err(StartError::Signals)?;
     let mut interrupted = signal(SignalKind::interrupt()).map_err(StartError::Signals)?;
@@ -35,6 +34,7 @@ pub async fn serve(settings: Settings, shared: Shared, store: StoreArgs) -> Resu
         tracing::info!("stopping: calls under way are answered first");
         stopping.cancel();
     });
+    let Shown { registry, readiness, .. } = shown;
     let ran = crate::run(settings, shared, store, registry, readiness, stop.clone()).await;
     stop.cancel();
     stop_ops.cancel();

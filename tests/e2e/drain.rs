@@ -92,7 +92,6 @@ async fn drain_and_return(fleet: &Fleet, load: &Load) -> Result<(Instant, Instan
     let begun = Instant::now();
     let said = tokio::task::block_in_place(|| fleet.node(&["drain", &name]))?;
     ensure!(said.contains("is empty"), "{said}");
-    let took = begun.elapsed();
     // Nothing comes to it any more.
     let before = load.count();
     while load.count() < before + STEADY {
@@ -104,7 +103,6 @@ async fn drain_and_return(fleet: &Fleet, load: &Load) -> Result<(Instant, Instan
     }
     let ended = Instant::now();
     ensure!(fleet.node(&["uncordon", &name])?.contains("is linked"));
-    println!("{name} was drained in {took:?} under {} and {} calls", busiest["busy"], load.count());
     Ok((begun, ended))
 }
 

@@ -69,7 +69,7 @@ pub(super) struct Peer {
     /// Deployments that the gateway retired.
     pub(super) retired: Mutex<Vec<String>>,
     /// How often it was asked for its metrics.
-    pub(super) asked: AtomicUsize,
+    pub(super) scraped: AtomicUsize,
     /// Whether it answers that only when it is told to `speak`.
     pub(super) hush: AtomicBool,
     pub(super) speak: Notify,
@@ -118,7 +118,7 @@ impl Node {
             says: Mutex::default(),
             told: Mutex::default(),
             retired: Mutex::default(),
-            asked: AtomicUsize::new(0),
+            scraped: AtomicUsize::new(0),
             hush: AtomicBool::new(false),
             speak: Notify::new(),
         });
@@ -160,7 +160,7 @@ impl Peer {
                     }
                 }
                 () = self.speak.notified() => {
-                    let text = format!("peer_told {}\n", self.asked.load(Ordering::Relaxed));
+                    let text = format!("peer_told {}\n", self.scraped.load(Ordering::Relaxed));
                     if !say(&mut frames, &AgentMessage::Metrics { text: Some(text) }).await {
                         return;
                     }
@@ -179,7 +179,7 @@ impl Peer {
                         }
                         GatewayMessage::Keep { warm } => *self.told.lock().unwrap() = warm,
                         GatewayMessage::Tell => {
-                            self.asked.fetch_add(1, Ordering::Relaxed);
+                            self.scraped.fetch_add(1, Ordering::Relaxed);
                             if !self.hush.load(Ordering::Relaxed) {
                                 self.speak.notify_one();
                             }

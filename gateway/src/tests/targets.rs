@@ -64,12 +64,12 @@ async fn a_node_tells_once_for_all_who_ask() {
     }
 
     // Four ask while it is asked already.
-    let asked = telling.state.asked.load(Ordering::Relaxed);
+    let asked = telling.state.scraped.load(Ordering::Relaxed);
     telling.state.hush.store(true, Ordering::Relaxed);
     let node = path(telling.state.node);
     let four = join_all((0..4).map(|_| page(&house, &node)));
     let go = async {
-        until("it is asked", || telling.state.asked.load(Ordering::Relaxed) == asked + 1).await;
+        until("it is asked", || telling.state.scraped.load(Ordering::Relaxed) == asked + 1).await;
         telling.state.speak.notify_one();
     };
     let (answers, ()) = tokio::join!(four, go);
@@ -79,14 +79,14 @@ async fn a_node_tells_once_for_all_who_ask() {
     // One that says nothing is given up, and asked anew.
     check_refused(&house, telling.state.node, 503, "did not tell").await;
     let again = tokio::join!(page(&house, &node), async {
-        until("it is asked again", || telling.state.asked.load(Ordering::Relaxed) == asked + 3).await;
+        until("it is asked again", || telling.state.scraped.load(Ordering::Relaxed) == asked + 3).await;
         telling.state.speak.notify_one();
     });
     assert_eq!(again.0.0, 200, "{again:?}");
 
     // One that goes meanwhile is not waited for.
     let lost = tokio::join!(page(&house, &node), async {
-        until("it is asked", || telling.state.asked.load(Ordering::Relaxed) == asked + 4).await;
+        until("it is asked", || telling.state.scraped.load(Ordering::Relaxed) == asked + 4).await;
         telling.cut.cancel();
     });
     assert!(lost.0.0 == 503 && lost.0.1.contains("ended before"), "{lost:?}");
