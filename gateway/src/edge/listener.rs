@@ -70,7 +70,8 @@ pub struct ListenArgs {
     /// Threads that serve the public listener. Default: one for each core.
     #[arg(long, env = "EDGE_THREADS")]
     pub edge_threads: Option<std::num::NonZeroUsize>,
-    /// How long calls that are in flight may take to finish once the gateway is told to stop, in seconds.
+    /// How long calls that are in flight may take to finish once the gateway is told to stop, or another has its place, in
+    /// seconds.
     #[arg(long, env = "DRAIN_SECONDS", default_value_t = 10)]
     pub drain_seconds: u32,
     /// Most public connections at once; at most half of the files that the system lets us open.
