@@ -152,7 +152,10 @@ async fn link(socket: &Path) -> Result<()> {
                 Some(frame) => match serde_json::from_slice(&frame?)? {
                     GatewayMessage::Dial { connections } => open(connections),
                     GatewayMessage::Refused { reason } => bail!(reason),
-                    GatewayMessage::Welcome { .. } | GatewayMessage::Retire { .. } | GatewayMessage::Keep { .. } => {}
+                    GatewayMessage::Welcome { .. }
+                    | GatewayMessage::Retire { .. }
+                    | GatewayMessage::Keep { .. }
+                    | GatewayMessage::Successor => {}
                 }
             }
         }

@@ -194,6 +194,10 @@ pub enum GatewayMessage {
         /// For the agent's log.
         reason: String,
     },
+    /// Another process takes this gateway's place, and whoever dials from now on: link to it as well, by the same address.
+    /// This one goes on with the calls that it has, and closes the stream when it ends. An agent that does not know this
+    /// order passes it over, and dials when the stream ends.
+    Successor,
 }
 
 /// Header of a request on a [`Kind::Work`] connection: [`ORDER_INVOKE`] or [`ORDER_BUILD`].

@@ -16,7 +16,7 @@ use common::protocol::{NodeState, Warm};
 use http::{Request, Response};
 use hyper::body::Incoming;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use crate::backoff::Backoff;
 use crate::metrics::Metrics;
@@ -29,6 +29,7 @@ pub(crate) mod gateways;
 pub(crate) mod tests;
 mod work;
 
+use control::End;
 pub(crate) use dial::Way;
 use gateways::Gateway;
 pub(crate) use gateways::{GatewayNumber, Gateways};
@@ -157,7 +158,7 @@ impl Links {
             for gateway in known {
                 running.entry(gateway.number).or_insert_with(|| {
                     let stops = stops.child();
-                    let link = Link { all: Arc::clone(&all), gateway, open: Arc::clone(&open) };
+                    let link = Arc::new(Link { all: Arc::clone(&all), gateway, open: Arc::clone(&open) });
                     tasks.spawn(link.run(stops.clone()));
                     stops
                 });
@@ -178,16 +179,26 @@ async fn leave(stops: Stops) {
 }
 
 impl Link {
-    async fn run(self, stops: Stops) {
+    async fn run(self: Arc<Self>, stops: Stops) {
         let work = work::Work::new(&self, stops.clone());
         let (mut backoff, mut linked_at) = (Backoff::new(RETRY.0, RETRY.1), Instant::now());
         let gateway = &self.gateway.dialer.way;
+        // The process before the one that has the gateway's place. There is one at a time.
+        let mut _former = None;
         while !stops.leave.is_cancelled() {
             let ended = control::run(&self, &work, &stops.leave, &mut backoff).await;
             if backoff.failures() == 0 {
                 linked_at = Instant::now();
             }
-            let Err(error) = ended else { break };
+            let error = match ended {
+                Ok(End::Left) => break,
+                Ok(End::Succeeded(former)) => {
+                    let serving = former.finish(Arc::clone(&self), stops.leave.clone());
+                    _former = Some(AbortOnDropHandle::new(tokio::spawn(serving)));
+                    continue;
+                }
+                Err(error) => error,
+            };
             if linked_at.elapsed() > WISHES_LIMIT && self.all.gateways.is_linked() {
                 self.all.orders.keep(self.gateway.number, &[]);
             }

@@ -153,7 +153,7 @@ impl Peer {
                         GatewayMessage::Retire { deployments } => {
                             self.retired.lock().unwrap().extend(deployments.iter().map(ToString::to_string));
                         }
-                        GatewayMessage::Welcome { .. } | GatewayMessage::Keep { .. } => {}
+                        GatewayMessage::Welcome { .. } | GatewayMessage::Keep { .. } | GatewayMessage::Successor => {}
                         GatewayMessage::Refused { reason } => panic!("{reason}"),
                     },
                     _ => return,

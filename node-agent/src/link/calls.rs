@@ -88,10 +88,14 @@ impl CallError {
 
 type CallBody = UnsyncBoxBody<Bytes, io::Error>;
 
+/// A gateway, and which of its processes.
+type Process = (GatewayNumber, u64);
+
 /// The client.
 pub(crate) struct Calls {
     gateways: Arc<Gateways>,
-    idle: Mutex<Vec<(GatewayNumber, SendRequest<CallBody>)>>,
+    /// By the process to which they lead: the one before knows nothing of what the next has placed here.
+    idle: Mutex<Vec<(Process, SendRequest<CallBody>)>>,
     turns: Semaphore,
     tasks: TaskTracker,
     stop: CancellationToken,
@@ -201,15 +205,16 @@ impl Calls {
         gateway: &Gateway,
         make: &(dyn Fn() -> io::Result<Request<CallBody>> + Sync),
     ) -> Result<Response<Incoming>, CallError> {
-        if let Some(mut idle) = self.take_idle(gateway.number) {
+        let process = gateway.process();
+        if let Some(mut idle) = self.take_idle(process) {
             if let Ok(answer) = idle.send_request(make().map_err(CallError::File)?).await {
-                self.keep(gateway.number, idle);
+                self.keep(process, idle);
                 return Ok(answer);
             }
         }
         let mut fresh = self.connect(gateway).await?;
         let answer = fresh.send_request(make().map_err(CallError::File)?).await.map_err(CallError::Broken)?;
-        self.keep(gateway.number, fresh);
+        self.keep(process, fresh);
         Ok(answer)
     }
 
@@ -228,14 +233,15 @@ impl Calls {
 
     /// An idle connection is one whose last answer was read to its end; others are not ready and are dropped once
     /// they are closed.
-    fn take_idle(&self, of: GatewayNumber) -> Option<SendRequest<CallBody>> {
+    fn take_idle(&self, of: Process) -> Option<SendRequest<CallBody>> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        idle.retain(|(_, sender)| !sender.is_closed());
-        let ready = idle.iter().position(|(number, sender)| *number == of && sender.is_ready())?;
+        let is_former = |process: &Process| process.0 == of.0 && process.1 != of.1;
+        idle.retain(|(process, sender)| !sender.is_closed() && !is_former(process));
+        let ready = idle.iter().position(|(process, sender)| *process == of && sender.is_ready())?;
         Some(idle.swap_remove(ready).1)
     }
 
-    fn keep(&self, of: GatewayNumber, sender: SendRequest<CallBody>) {
+    fn keep(&self, of: Process, sender: SendRequest<CallBody>) {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         idle.retain(|(_, sender)| !sender.is_closed());
         if idle.len() < MAX_CALLS {

@@ -1,6 +1,7 @@
 //! One control stream, from the registration to its end.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -57,38 +58,86 @@ impl ControlError {
 
 type Frames = Framed<Conduit, LengthDelimitedCodec>;
 
+/// How a control stream ends that did not fail.
+pub(super) enum End {
+    /// This agent left.
+    Left,
+    /// Another process takes the gateway's place. This one still has calls, and its stream goes on.
+    Succeeded(Box<Stream>),
+}
+
+/// A control stream on which the gateway has welcomed us.
+pub(super) struct Stream {
+    frames: Frames,
+    session: Session,
+    _visit: Visit,
+}
+
 enum Event {
     Heard(Option<io::Result<bytes::BytesMut>>),
     HeartbeatDue,
     Leave,
 }
 
-/// Registers and serves until the stream ends (an error), or until `leave` (not one). A welcome resets `backoff`.
+/// What the gateway's word means for the stream.
+enum Obeyed {
+    GoesOn,
+    HasSuccessor,
+}
+
+/// Registers and serves until the stream ends (an error), until `leave`, or until the gateway has a successor. A welcome
+/// resets `backoff`.
 pub(super) async fn run(
     link: &Link,
     work: &Work,
     leave: &CancellationToken,
     backoff: &mut Backoff,
-) -> Result<(), ControlError> {
-    let joined = tokio::select! { joined = join(link) => joined, () = leave.cancelled() => return Ok(()) };
-    let (mut frames, visit) = joined?;
+) -> Result<End, ControlError> {
+    let joined = tokio::select! { joined = join(link) => joined, () = leave.cancelled() => return Ok(End::Left) };
+    let (frames, mut visit) = joined?;
     tracing::info!(gateway = %link.gateway.dialer.way, node = %link.gateway.dialer.node, "linked with the gateway");
-    visit.is_welcome();
+    visit.welcome();
     backoff.reset();
-    let session = work.begin();
-    let mut heartbeat = interval(Duration::from_millis(HEARTBEAT_MS));
-    heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        let event = tokio::select! {
-            frame = frames.next() => Event::Heard(frame),
-            _ = heartbeat.tick() => Event::HeartbeatDue,
-            () = leave.cancelled() => Event::Leave,
-        };
-        match event {
-            Event::Heard(None) => return Err(ControlError::Closed),
-            Event::Heard(Some(frame)) => obey(link, &session, &frame?)?,
-            Event::HeartbeatDue => say(&mut frames, &AgentMessage::Heartbeat(link.all.orders.state())).await?,
-            Event::Leave => return Ok(()),
+    let mut stream = Stream { frames, session: work.begin(), _visit: visit };
+    match stream.serve(link, leave, false).await? {
+        Obeyed::GoesOn => Ok(End::Left),
+        Obeyed::HasSuccessor => {
+            tracing::info!(gateway = %link.gateway.dialer.way, "another process takes the gateway's place");
+            link.gateway.succeeded();
+            Ok(End::Succeeded(Box::new(stream)))
+        }
+    }
+}
+
+impl Stream {
+    /// Serves the process whose place was taken, until it ends.
+    pub(super) async fn finish(mut self, link: Arc<Link>, leave: CancellationToken) {
+        if let Err(error) = self.serve(&link, &leave, true).await {
+            tracing::debug!(%error, "the process of before has ended");
+        }
+    }
+
+    /// Serves until `leave`, or until there is a successor.
+    async fn serve(&mut self, link: &Link, leave: &CancellationToken, is_former: bool) -> Result<Obeyed, ControlError> {
+        let mut heartbeat = interval(Duration::from_millis(HEARTBEAT_MS));
+        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let event = tokio::select! {
+                frame = self.frames.next() => Event::Heard(frame),
+                _ = heartbeat.tick() => Event::HeartbeatDue,
+                () = leave.cancelled() => Event::Leave,
+            };
+            match event {
+                Event::Heard(None) => return Err(ControlError::Closed),
+                Event::Heard(Some(frame)) => match obey(link, &self.session, &frame?, is_former)? {
+                    Obeyed::HasSuccessor if !is_former => return Ok(Obeyed::HasSuccessor),
+                    _ => {}
+                },
+                Event::HeartbeatDue => {
+                    say(&mut self.frames, &AgentMessage::Heartbeat(link.all.orders.state())).await?;
+                }
+                Event::Leave => return Ok(Obeyed::GoesOn),
+            }
         }
     }
 }
@@ -111,23 +160,29 @@ async fn join(link: &Link) -> Result<(Frames, Visit), ControlError> {
     match serde_json::from_slice(&frame).map_err(io::Error::from)? {
         GatewayMessage::Welcome { .. } => Ok((frames, visit)),
         GatewayMessage::Refused { reason } => Err(ControlError::Refused(reason)),
-        GatewayMessage::Dial { .. } | GatewayMessage::Retire { .. } | GatewayMessage::Keep { .. } => {
+        GatewayMessage::Dial { .. }
+        | GatewayMessage::Retire { .. }
+        | GatewayMessage::Keep { .. }
+        | GatewayMessage::Successor => {
             Err(io::Error::new(io::ErrorKind::InvalidData, "an order came before the welcome").into())
         }
     }
 }
 
-fn obey(link: &Link, session: &Session, frame: &[u8]) -> Result<(), ControlError> {
+fn obey(link: &Link, session: &Session, frame: &[u8], is_former: bool) -> Result<Obeyed, ControlError> {
     match serde_json::from_slice(frame) {
         Ok(GatewayMessage::Welcome { .. }) => {}
         Ok(GatewayMessage::Dial { connections }) => session.want(connections),
         Ok(GatewayMessage::Retire { deployments }) => link.all.orders.retire(&deployments),
+        // What is to be kept, the successor says.
+        Ok(GatewayMessage::Keep { .. }) if is_former => {}
         Ok(GatewayMessage::Keep { warm }) => link.all.orders.keep(link.gateway.number, &warm),
         Ok(GatewayMessage::Refused { reason }) => return Err(ControlError::Refused(reason)),
+        Ok(GatewayMessage::Successor) => return Ok(Obeyed::HasSuccessor),
         // A newer gateway may say what we do not know yet; what we must know, it does not send to our version.
         Err(error) => tracing::debug!(%error, "an order that this version does not know"),
     }
-    Ok(())
+    Ok(Obeyed::GoesOn)
 }
 
 async fn say(frames: &mut Frames, message: &AgentMessage) -> Result<(), ControlError> {

@@ -45,13 +45,16 @@ pub(crate) struct Gateway {
     /// Which of the settings' places led here.
     place: usize,
     state: Mutex<State>,
+    /// How often another process has taken the gateway's place.
+    successions: AtomicU64,
 }
 
 #[derive(Default)]
 struct State {
-    /// The digest of the certificate that it showed, while a control stream is open.
+    /// The digest of the certificate that it showed last, while that control stream is open.
     face: Option<Digest>,
-    is_linked: bool,
+    /// Control streams on which it has welcomed us: two, while another process takes its place.
+    welcomes: u32,
 }
 
 /// A control stream that is open; dropping it says that it is not.
@@ -59,6 +62,8 @@ pub(super) struct Visit {
     gateways: Arc<Gateways>,
     gateway: Arc<Gateway>,
     readiness: Readiness,
+    face: Option<Digest>,
+    is_welcome: bool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -127,6 +132,7 @@ impl Gateways {
                     dialer: Dialer { way, node: self.node },
                     place,
                     state: Mutex::default(),
+                    successions: AtomicU64::new(0),
                 }),
             })
             .collect();
@@ -147,27 +153,46 @@ impl Gateways {
             return None;
         }
         lock(&gateway.state).face = face;
-        Some(Visit { gateways: Arc::clone(self), gateway: Arc::clone(gateway), readiness: readiness.clone() })
+        let (gateways, gateway) = (Arc::clone(self), Arc::clone(gateway));
+        Some(Visit { gateways, gateway, readiness: readiness.clone(), face, is_welcome: false })
     }
 }
 
 impl Gateway {
     fn is_linked(&self) -> bool {
-        lock(&self.state).is_linked
+        lock(&self.state).welcomes > 0
+    }
+
+    /// Another process takes its place.
+    pub(super) fn succeeded(&self) {
+        self.successions.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Which of its processes is reached by a connection that is dialled now.
+    pub(super) fn process(&self) -> (GatewayNumber, u64) {
+        (self.number, self.successions.load(Ordering::Relaxed))
     }
 }
 
 impl Visit {
     /// The gateway has welcomed us.
-    pub(super) fn is_welcome(&self) {
-        lock(&self.gateway.state).is_linked = true;
+    pub(super) fn welcome(&mut self) {
+        if !std::mem::replace(&mut self.is_welcome, true) {
+            lock(&self.gateway.state).welcomes += 1;
+        }
         self.readiness.set(true);
     }
 }
 
 impl Drop for Visit {
     fn drop(&mut self) {
-        *lock(&self.gateway.state) = State::default();
+        let mut state = lock(&self.gateway.state);
+        // Of two streams to one gateway, the later has shown another face.
+        if state.face == self.face {
+            state.face = None;
+        }
+        state.welcomes -= u32::from(self.is_welcome);
+        drop(state);
         self.readiness.set(self.gateways.is_linked());
     }
 }
@@ -260,9 +285,31 @@ mod tests {
         let all = gateways.all();
         gateways.asked_by(all[2].number);
         assert_eq!(order(), "cab");
-        lock(&all[1].state).is_linked = true;
+        lock(&all[1].state).welcomes = 1;
         assert_eq!(order(), "b");
-        lock(&all[2].state).is_linked = true;
+        lock(&all[2].state).welcomes = 1;
         assert_eq!(order(), "cb");
+    }
+
+    #[test]
+    fn a_gateway_is_linked_while_one_of_its_processes_is() {
+        let gateways = Gateways::new(NodeId::new(), ways(&["a"]));
+        let (gateway, readiness) = (&gateways.all()[0], Readiness::default());
+        let visit = || {
+            let (stream, _other) = tokio::net::UnixStream::pair().unwrap();
+            let mut visit = gateways.visit(gateway, &stream.into(), &readiness).unwrap();
+            visit.welcome();
+            visit
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+        let _context = runtime.enter();
+        let (former, before) = (visit(), gateway.process());
+        gateway.succeeded();
+        assert_ne!(gateway.process(), before, "what was dialled before is another's");
+        let latter = visit();
+        drop(former);
+        assert!(gateways.is_linked() && readiness.get());
+        drop(latter);
+        assert!(!gateways.is_linked() && !readiness.get());
     }
 }

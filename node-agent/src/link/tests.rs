@@ -22,6 +22,8 @@ use tokio_util::codec::{Framed, LengthDelimitedCodec};
 use super::calls::{CallError, Calls};
 use super::*;
 
+mod succession;
+
 const DEADLINE: Duration = Duration::from_secs(20);
 
 /// A gateway's end: accepts, reads the hello, and keeps what came.

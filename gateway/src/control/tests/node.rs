@@ -126,7 +126,7 @@ async fn control(inner: Arc<Inner>) {
             GatewayMessage::Dial { connections } => {
                 (0..connections).for_each(|_| drop(work.spawn(serve(Arc::clone(&inner)))));
             }
-            GatewayMessage::Welcome { .. } | GatewayMessage::Keep { .. } => {}
+            GatewayMessage::Welcome { .. } | GatewayMessage::Keep { .. } | GatewayMessage::Successor => {}
             GatewayMessage::Refused { reason } => panic!("{reason}"),
         }
     }
