@@ -118,9 +118,25 @@ impl Artifacts {
     /// # Errors
     /// The sentence says the fix.
     pub async fn connect(args: &ArtifactArgs, default: PathBuf) -> Result<Self, StartError> {
+        Self::connect_by(args, default, empty).await
+    }
+
+    /// The same, where the process that owns it gives it to this one, and still writes: what it writes stays.
+    ///
+    /// # Errors
+    /// The sentence says the fix.
+    pub async fn inherit(args: &ArtifactArgs, default: PathBuf) -> Result<Self, StartError> {
+        Self::connect_by(args, default, |incoming| std::fs::create_dir_all(incoming)).await
+    }
+
+    async fn connect_by(
+        args: &ArtifactArgs,
+        default: PathBuf,
+        prepare: fn(&Path) -> io::Result<()>,
+    ) -> Result<Self, StartError> {
         let open = |root: PathBuf| {
             let path = root.display().to_string();
-            Self::open(root).map_err(|source| StartError::Directory { path, source })
+            Self::open_by(root, prepare).map_err(|source| StartError::Directory { path, source })
         };
         match args.location()? {
             Location::Default => open(default),
@@ -128,7 +144,7 @@ impl Artifacts {
             Location::Bucket { client, prefix } => {
                 let incoming = default.join(INCOMING);
                 let path = incoming.display().to_string();
-                empty(&incoming).map_err(|source| StartError::Directory { path, source })?;
+                prepare(&incoming).map_err(|source| StartError::Directory { path, source })?;
                 let bucket = Bucket::open(Arc::new(*client), prefix).await?;
                 Ok(Self { incoming, shelf: Shelf::Bucket(bucket) })
             }
@@ -153,9 +169,36 @@ impl Artifacts {
     /// # Errors
     /// The directory cannot be made or written.
     pub fn open(root: PathBuf) -> io::Result<Self> {
+        Self::open_by(root, empty)
+    }
+
+    fn open_by(root: PathBuf, prepare: fn(&Path) -> io::Result<()>) -> io::Result<Self> {
         let incoming = root.join(INCOMING);
-        empty(&incoming)?;
+        prepare(&incoming)?;
         Ok(Self { incoming, shelf: Shelf::Directory(Directory::open(root)?) })
+    }
+
+    /// Removes what a process that is gone was writing before `since`, when this one had not begun.
+    ///
+    /// # Errors
+    /// Something stays.
+    pub async fn clear(&self, since: SystemTime) -> io::Result<()> {
+        let incoming = self.incoming.clone();
+        blocking(move || {
+            for entry in std::fs::read_dir(incoming)? {
+                let entry = entry?;
+                let is_left = |metadata: std::fs::Metadata| Ok(metadata.modified()? < since);
+                match entry.metadata().and_then(is_left) {
+                    Ok(true) => std::fs::remove_file(entry.path())?,
+                    Ok(false) => {}
+                    // One of ours that got its name meanwhile.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            Ok(())
+        })
+        .await
     }
 
     /// Whether the store answers.

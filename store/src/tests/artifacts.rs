@@ -114,6 +114,22 @@ async fn listed(artifacts: &Artifacts) -> usize {
     artifacts.list().try_collect::<Vec<_>>().await.unwrap().len()
 }
 
+#[tokio::test]
+async fn what_the_process_before_writes_stays_until_it_is_gone() {
+    let shelf = Shelf::directory();
+    let before = shelf.open().await;
+    let mut left = before.begin().await.unwrap();
+    left.write(b"half of an archive").await.unwrap();
+    left.flush().await.unwrap();
+    let after = Artifacts::inherit(&shelf.args, shelf.root.path().join("functions")).await.unwrap();
+    assert_eq!(shelf.incoming(), 1);
+    let since = std::fs::metadata(left.path()).unwrap().modified().unwrap();
+    after.clear(since).await.unwrap();
+    assert_eq!(shelf.incoming(), 1, "nothing is older");
+    after.clear(since + std::time::Duration::from_secs(1)).await.unwrap();
+    assert_eq!(shelf.incoming(), 0);
+}
+
 async fn an_archive_is_kept_whole_under_its_digest(shelf: Shelf) {
     let artifacts = shelf.open().await;
     let chunk = vec![7; 100_000];
