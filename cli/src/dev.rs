@@ -67,7 +67,8 @@ pub(crate) fn run(mut args: Args) -> Result<()> {
             result
         })?
     };
-    let served = gateway::run(gateway, shared, store, life.registry.clone(), life.gateway.clone(), life.stop.clone());
+    let (registry, readiness, stop) = (life.registry.clone(), life.gateway.clone(), life.stop.clone());
+    let served = gateway::run(gateway, shared, store, registry, readiness, stop, gateway::Succession::none());
     // The gateway has answered what was in flight, for which it needed the agent.
     life.stop.cancel();
     life.stop_agent.cancel();

@@ -9,6 +9,9 @@ use common::ids::GatewayId;
 
 use crate::error::StartError;
 
+/// The name of the file that says which gateway has the directory.
+const GATEWAY_ID: &str = "gateway-id";
+
 /// Makes the directory, for this user alone if it is new, and makes it ours until the file is closed; and which gateway
 /// we are.
 pub(crate) fn take(data_dir: &Path) -> Result<(File, GatewayId), StartError> {
@@ -26,10 +29,16 @@ pub(crate) fn lock(data_dir: &Path) -> Result<File, StartError> {
     }
 }
 
+/// Notes that another gateway has the directory now: what the one before left unfinished bears that one's id.
+pub(crate) fn belongs_to(data_dir: &Path, gateway: GatewayId) -> Result<(), StartError> {
+    let path = data_dir.join(GATEWAY_ID);
+    note(&path, gateway).map_err(unusable(&path))
+}
+
 /// Which gateway this is: made once, then read. One whose file was lost or damaged is a new one, and that is all right:
 /// what the old one left unfinished fails when it is overdue.
 fn gateway_id(data_dir: &Path) -> Result<GatewayId, StartError> {
-    let path = data_dir.join("gateway-id");
+    let path = data_dir.join(GATEWAY_ID);
     let kept = match std::fs::read_to_string(&path) {
         Ok(text) => text.trim().parse().ok(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
@@ -38,9 +47,13 @@ fn gateway_id(data_dir: &Path) -> Result<GatewayId, StartError> {
     if let Some(id) = kept {
         return Ok(id);
     }
-    let (id, next) = (GatewayId::new(), path.with_extension("next"));
-    let written = std::fs::write(&next, format!("{id}\n")).and_then(|()| std::fs::rename(&next, &path));
-    written.map(|()| id).map_err(unusable(&path))
+    let id = GatewayId::new();
+    note(&path, id).map(|()| id).map_err(unusable(&path))
+}
+
+fn note(path: &Path, id: GatewayId) -> io::Result<()> {
+    let next = path.with_extension("next");
+    std::fs::write(&next, format!("{id}\n")).and_then(|()| std::fs::rename(&next, path))
 }
 
 /// A part of the disk that is of no use.
@@ -60,6 +73,8 @@ mod tests {
         assert_eq!(gateway_id(directory.path()).unwrap(), id);
         std::fs::write(directory.path().join("gateway-id"), "?").unwrap();
         assert_ne!(gateway_id(directory.path()).unwrap(), id);
+        belongs_to(directory.path(), id).unwrap();
+        assert_eq!(gateway_id(directory.path()).unwrap(), id);
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1, "nothing temporary is left");
     }
 }

@@ -6,6 +6,7 @@ pub use crate::edge::shared_limits::SharedLimitsError;
 pub use crate::edge::tls::TlsError;
 pub use crate::fleet::link::LinkError;
 pub use crate::fleet::node_port::NodePortError;
+pub use crate::hand_over::TakeOverError;
 
 /// The gateway could not start.
 #[derive(Debug, thiserror::Error)]
@@ -43,8 +44,8 @@ pub enum StartError {
     /// The artifact store is not there, or not ours.
     #[error(transparent)]
     Artifacts(#[from] store::artifacts::StartError),
-    /// It was stopped while it waited for the database.
-    #[error("told to stop before the database answered")]
+    /// It was stopped while it waited for the database, or for nodes.
+    #[error("told to stop before it had started")]
     Stopped,
     /// The disk.
     #[error("cannot use the data directory {path}: set DATA_DIR to one that this user can write")]
@@ -56,8 +57,17 @@ pub enum StartError {
         source: std::io::Error,
     },
     /// The data directory is somebody else's.
-    #[error("another gateway uses {0}: stop it, or give this one another DATA_DIR")]
+    #[error(
+        "another gateway uses {0}: stop it, take its place by `dartcloud-gateway --take-over`, or give this one another \
+         DATA_DIR"
+    )]
     Locked(String),
+    /// Out of descriptors, most likely.
+    #[error("the sockets cannot be kept for a successor")]
+    Sockets(#[source] std::io::Error),
+    /// The place of the gateway that runs cannot be had.
+    #[error(transparent)]
+    TakeOver(#[from] TakeOverError),
     /// No threads, or no memory.
     #[error("the system gave no threads")]
     Threads(#[source] std::io::Error),

@@ -19,6 +19,9 @@ use crate::metrics::Metrics;
 /// How often it is looked without a word.
 const POLL: Duration = Duration::from_secs(2);
 
+/// The same while the gateway before this one ends: what is changed there is soon asked for here.
+const NEAR_POLL: Duration = Duration::from_millis(50);
+
 /// How long to wait before it is listened again where nothing can be heard.
 const DEAF_PAUSE: Duration = Duration::from_secs(1);
 
@@ -38,7 +41,7 @@ impl Feed {
     }
 
     /// Follows until `end`.
-    pub(crate) async fn run(self, end: CancellationToken) {
+    pub(crate) async fn run(self: Arc<Self>, end: CancellationToken) {
         let word = Notify::new();
         tokio::select! {
             () = self.listen(&word) => {}
@@ -64,7 +67,8 @@ impl Feed {
     async fn look(&self, word: &Notify) {
         let (mut level_at, mut is_level) = (Instant::now(), true);
         loop {
-            tokio::select! { () = word.notified() => {}, () = tokio::time::sleep(POLL) => {} }
+            let pause = if self.fleet.elder().is_some() { NEAR_POLL } else { POLL };
+            tokio::select! { () = word.notified() => {}, () = tokio::time::sleep(pause) => {} }
             let looked_at = Instant::now();
             match self.catch_up().await {
                 Ok(()) => {

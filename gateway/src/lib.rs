@@ -2,23 +2,22 @@
 //! life.
 
 use std::fs::File;
-use std::net::{SocketAddr, TcpListener};
+use std::net::TcpListener;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use common::error::Chain;
 use common::ops::Readiness;
 use common::runtime::Runtimes;
-use common::settings::{Place, Shared};
+use common::settings::Shared;
 use prometheus::Registry;
-use store::artifacts::Artifacts;
 use store::{Store, StoreArgs};
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+mod basis;
 mod config;
 mod control;
 mod data_dir;
@@ -26,7 +25,10 @@ mod edge;
 mod error;
 mod feed;
 mod fleet;
+mod ground;
+mod hand_over;
 mod metrics;
+mod opening;
 #[cfg(test)]
 mod tests;
 
@@ -38,35 +40,28 @@ pub use edge::placement;
 pub use edge::proxies::{InvalidProxies, Proxies};
 pub use edge::shared_limits::RedisArgs;
 pub use edge::tls::TlsArgs;
-pub use error::{LinkError, NodePortError, SharedLimitsError, StartError, TlsError};
+pub use error::{LinkError, NodePortError, SharedLimitsError, StartError, TakeOverError, TlsError};
 pub use fleet::config::NodePortArgs;
+pub use hand_over::{Ops, Predecessor, Succession};
 
+use basis::Basis;
 use config::Secrets;
 use edge::body_room::BodyRoom;
 use edge::control_call::ControlCalls;
 use edge::identity::Identity;
-use edge::limits::{Limits, SWEEP};
-use edge::routes::Routes;
+use edge::limits::Limits;
 use edge::tls::Tls;
 use edge::{Edge, listener};
-use feed::Feed;
 use fleet::authority::Authority;
-use fleet::calls::Calls;
 use fleet::enrolment::Enrolment;
-use fleet::link::Link;
 use fleet::node_port::NodePort;
-use fleet::reception::Reception;
-use fleet::{Fleet, roster};
+use ground::{Ground, open_link, open_stores};
+use hand_over::Door;
 use metrics::Metrics;
+use opening::{Opening, Ours};
 
 /// Threads of the control runtime: control API, link, control streams.
 const CONTROL_THREADS: usize = 2;
-
-/// How long a database may take to come up.
-const STORE_DEADLINE: Duration = Duration::from_secs(60);
-
-/// How long to wait before the database is tried again.
-const STORE_PAUSE: Duration = Duration::from_secs(1);
 
 /// How long control calls and link connections may take to end once the edge has drained; deploys may take
 /// [`control::STOP_GRACE`] more.
@@ -79,19 +74,16 @@ struct Gateway {
     tls: Option<Arc<Tls>>,
     settings: Settings,
     control: Runtime,
-    /// Everything on the control runtime but control calls and deploys.
-    tasks: TaskTracker,
-    deploys: TaskTracker,
-    /// Ends the link, after the edge has drained.
-    end: CancellationToken,
+    basis: Basis,
+    /// Where a successor asks, if one may.
+    door: Option<Door>,
     readiness: Readiness,
-    stop: CancellationToken,
     /// The data directory is ours for as long as this is open.
     lock: File,
 }
 
-/// Runs a gateway until `stop`, and then until it has drained. Blocks the calling thread, which must not be one of
-/// a runtime. `readiness` is set while calls are taken.
+/// Runs a gateway until `stop`, or until a successor has its place, and then until it has drained. Blocks the calling
+/// thread, which must not be one of a runtime. `readiness` is set while calls are taken.
 ///
 /// # Errors
 /// It could not start; the sentence says the fix.
@@ -102,8 +94,9 @@ pub fn run(
     registry: Registry,
     readiness: Readiness,
     stop: CancellationToken,
+    succession: Succession,
 ) -> Result<(), StartError> {
-    Gateway::build(settings, &shared, &store, &registry, readiness, stop)?.serve();
+    Gateway::build(settings, &shared, &store, &registry, readiness, stop, succession)?.serve();
     Ok(())
 }
 
@@ -116,6 +109,7 @@ impl Gateway {
         registry: &Registry,
         readiness: Readiness,
         stop: CancellationToken,
+        succession: Succession,
     ) -> Result<Self, StartError> {
         let secrets = settings.jwt.secrets()?;
         let identity = Arc::new(Identity::new(&secrets));
@@ -123,62 +117,37 @@ impl Gateway {
         let runtimes = Arc::new(Runtimes::load(place.runtimes_dir.as_deref())?);
         let metrics = Arc::new(Metrics::register(registry)?);
         let tls = Tls::open(&settings.listen.tls, registry)?;
-        let socket = bind(settings.listen_addr())?;
-        // Before anything is opened: what a start clears away may be another gateway's work.
-        let (lock, gateway) = data_dir::take(&place.data_dir)?;
         let control = control_runtime()?;
-        let artifacts = control.block_on(open_artifacts(&settings, place))?;
-        let store = control.block_on(open_store(store, &place.data_dir, &stop))?;
-        let routes = Arc::new(Routes::new());
-        let fleet = Fleet::new(control.handle().clone(), metrics.clone());
+        let Succession { predecessor, has_door, ops } = succession;
+        let Ground { socket, lock, gateway, link, nodes, before } =
+            Ground::find(&settings, place, &control, predecessor)?;
+        let stores = control.block_on(open_stores(&settings, place, store, before.is_some(), &stop))?;
+        let basis = Basis::new(gateway, stores, &control, &metrics, stop);
         let shared_limits = settings.redis.open(&settings.limits, control.handle(), registry)?;
         let limits = Arc::new(Limits::new(&settings.limits).over(shared_limits));
-        let feed = Feed::new(&routes, &fleet, &store, &metrics);
-        let (tasks, deploys, end) = (TaskTracker::new(), TaskTracker::new(), CancellationToken::new());
-
-        let (node_port, enrolment) = control.block_on(open_node_port(&settings.nodes, &store, &secrets))?.unzip();
-        let parts = control::Parts {
-            gateway,
-            store: store.clone(),
-            enrolment: enrolment.clone(),
-            artifacts: artifacts.clone(),
-            runtimes,
-            ceilings: settings.ceilings,
-            caps: shared.archives,
-            identity: identity.clone(),
-            fleet: fleet.clone(),
-            routes: routes.clone(),
-            tasks: deploys.clone(),
-            stop: stop.clone(),
-        };
-        let state = control::State::start(settings.control.clone(), parts, registry)
-            .map_err(|error| StartError::Control(error.into()))?;
+        let opened = open_node_port(&settings.nodes, nodes, &basis.store, &secrets);
+        let (node_port, enrolment) = control.block_on(opened)?.unzip();
+        let state = basis.state(&settings, shared, (runtimes, identity.clone()), enrolment.clone(), registry)?;
         let link = control.block_on(async {
-            control::housekeeping::recover(&state).await?;
+            // What another one still does, it ends by itself.
+            if before.is_none() {
+                control::housekeeping::recover(&state, gateway).await?;
+            }
             found(&state, &settings.founder).await?;
             // Before the link opens: a node that registers is told what nobody wants.
-            feed.catch_up().await?;
-            Ok::<_, StartError>(Link::bind(&place.link_socket())?)
+            basis.feed.catch_up().await?;
+            Ok::<_, StartError>(open_link(link, &place.link_socket())?)
         })?;
-        let calls = Calls { store: store.clone(), artifacts, routes: routes.clone(), fleet: fleet.clone(), enrolment };
-        let reception = Arc::new(Reception::new(fleet.clone(), Arc::new(calls)));
-        let handle = control.handle();
-        tasks.spawn_on(link.run(reception.clone(), end.clone()), handle);
-        if let Some(port) = node_port {
-            tasks.spawn_on(port.run(reception, end.clone()), handle);
-        }
-        tasks.spawn_on(fleet::warmth::run(fleet.clone(), routes.clone(), end.clone()), handle);
-        tasks.spawn_on(roster::run(fleet.clone(), store, end.clone()), handle);
-        tasks.spawn_on(feed.run(end.clone()), handle);
-        tasks.spawn_on(sweep(limits.clone(), end.clone()), handle);
-        tasks.spawn_on(control::housekeeping::run(state.clone()), handle);
+        basis.begin(&control, limits.clone(), state.clone());
+        let opening = Opening { basis: &basis, data_dir: &place.data_dir, state: &state, link, node_port, enrolment };
+        let door = opening.open(&control, before, has_door, Ours { lock: &lock, socket: &socket, ops })?;
 
         let max_request_bytes = shared.bodies.request_bytes() as u64;
         let edge = Arc::new(Edge {
-            routes,
+            routes: basis.routes.clone(),
             identity,
             limits,
-            fleet,
+            fleet: basis.fleet.clone(),
             control: ControlCalls::new(control::router(state), control.handle()),
             room: Arc::new(body_room(&settings.limits, max_request_bytes, &metrics)),
             metrics,
@@ -186,21 +155,24 @@ impl Gateway {
             max_request_bytes,
             max_upload_bytes: control::upload_limit(shared.archives.archive_bytes()),
             draining: AtomicBool::new(false),
+            to_successor: basis.to_successor.clone(),
         });
-        Ok(Self { edge, socket, tls, settings, control, tasks, deploys, end, readiness, stop, lock })
+        Ok(Self { edge, socket, tls, settings, control, basis, door, readiness, lock })
     }
 
     /// Serves until the stop, and drains.
     fn serve(self) {
-        let Self { edge, socket, tls, settings, control, tasks, deploys, end, readiness, stop, lock } = self;
+        let Self { edge, socket, tls, settings, control, basis, door, readiness, lock } = self;
+        let Basis { tasks, deploys, close, stop, end, .. } = basis;
         if let Ok(address) = socket.local_addr() {
             tracing::info!(%address, tls = tls.is_some(), "serving");
         }
         if let Some(tls) = tls.clone() {
             tasks.spawn_on(tls.follow(end.clone()), control.handle());
         }
+        let door = door.map(|door| control.spawn(door.run(stop.clone())));
         readiness.set(true);
-        listener::serve(edge.clone(), socket, tls, &settings.listen, readiness.clone(), stop.clone());
+        listener::serve(edge.clone(), socket, tls, &settings.listen, readiness.clone(), close);
         // Whatever ended the edge, nothing is to go on without it.
         stop.cancel();
         readiness.set(false);
@@ -224,15 +196,13 @@ impl Gateway {
                 tracing::warn!("link connections are cut off");
             }
         });
+        let line = door.and_then(|door| control.block_on(door).ok().flatten());
         control.shutdown_timeout(CONTROL_GRACE);
         drop(lock);
         tracing::info!("stopped");
+        // Its end tells a successor that nothing goes on here.
+        drop(line);
     }
-}
-
-fn bind(address: SocketAddr) -> Result<TcpListener, StartError> {
-    let bound = TcpListener::bind(address).and_then(|socket| socket.set_nonblocking(true).map(|()| socket));
-    bound.map_err(|source| StartError::Address { address, source })
 }
 
 fn body_room(limits: &LimitArgs, max_request_bytes: u64, metrics: &Metrics) -> BodyRoom {
@@ -262,11 +232,6 @@ pub fn opens(jwt: &JwtArgs, sealed: &store::fleet::Authority) -> Result<bool, St
     Ok([Some(current), previous].iter().flatten().any(|secret| fleet::authority::opens(secret, sealed)))
 }
 
-async fn open_artifacts(settings: &Settings, place: &Place) -> Result<Artifacts, StartError> {
-    let functions = settings.functions_dir.clone().unwrap_or_else(|| place.data_dir.join("functions"));
-    Ok(Artifacts::connect(&settings.artifacts, functions).await?)
-}
-
 /// Makes the operator's account, if there is to be one.
 async fn found(state: &control::State, founder: &Option<Founder>) -> Result<(), StartError> {
     let Some(founder) = founder else { return Ok(()) };
@@ -274,28 +239,10 @@ async fn found(state: &control::State, founder: &Option<Founder>) -> Result<(), 
     founded.map_err(|failure| StartError::Founder(failure.message().to_owned()))
 }
 
-/// Opens the database, which may still be starting.
-async fn open_store(args: &StoreArgs, data_dir: &Path, stop: &CancellationToken) -> Result<Arc<dyn Store>, StartError> {
-    let started = Instant::now();
-    let store = loop {
-        match store::open(args, data_dir).await {
-            Ok(store) => break store,
-            Err(error @ store::Error::Unavailable(_)) if started.elapsed() < STORE_DEADLINE => {
-                tracing::warn!(error = %Chain(&error), "no database yet: trying again");
-            }
-            Err(error) => return Err(error.into()),
-        }
-        tokio::select! {
-            () = tokio::time::sleep(STORE_PAUSE) => {}
-            () = stop.cancelled() => return Err(StartError::Stopped),
-        }
-    };
-    Ok(store)
-}
-
 /// Seals the authority anew if the secret was changed; the node port and who takes nodes in, if the settings name a port.
 async fn open_node_port(
     args: &NodePortArgs,
+    inherited: Option<TcpListener>,
     store: &Arc<dyn Store>,
     secrets: &Secrets,
 ) -> Result<Option<(NodePort, Arc<Enrolment>)>, NodePortError> {
@@ -304,21 +251,6 @@ async fn open_node_port(
         return Ok(None);
     }
     let authority = Authority::open(&**store, &secrets.current).await?;
-    let port = NodePort::bind(args, &authority)?;
+    let port = NodePort::open(args, inherited, &authority)?;
     Ok(port.map(|port| (port, Arc::new(Enrolment::new(authority, store.clone(), args.clone())))))
-}
-
-/// Keeps the limits, until `end`.
-async fn sweep(limits: Arc<Limits>, end: CancellationToken) {
-    let shared = async {
-        if let Some(shared) = &limits.shared {
-            shared.clone().run(end.clone()).await;
-        }
-    };
-    let own = async {
-        while !end.is_cancelled() {
-            tokio::select! { () = tokio::time::sleep(SWEEP) => limits.sweep(), () = end.cancelled() => {} }
-        }
-    };
-    tokio::join!(shared, own);
 }

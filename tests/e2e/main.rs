@@ -36,6 +36,7 @@ mod stale;
 mod tls;
 mod two_processes;
 mod units;
+mod upgrade;
 mod warmth;
 mod websocket;
 

@@ -84,27 +84,48 @@ impl Platform {
             Form::Gateway => &[("dartcloud-gateway", &[])],
         };
         for (index, (name, arguments)) in programs.iter().enumerate() {
-            let log = self.data_dir.path().join(format!("{name}.log"));
-            let mut command = Command::new("setpriv");
-            // The suite's end, however it comes, ends the programs as well.
-            command.args(["--pdeathsig", "TERM"]).arg(program(name)).args(*arguments);
-            command
-                .env("PORT", self.port.to_string())
-                .env("OPS_ADDR", format!("127.0.0.1:{}", self.ops_ports[index]))
-                .env("DATA_DIR", self.data_dir.path())
-                .env("RUST_LOG", "info")
-                .env("SANDBOX_MEMORY_MB", "4096")
-                .env("RATE_LIMIT_LOGIN", "100000")
-                .env("RATE_LIMIT_PER_CLIENT", "100000");
-            if self.form != Form::Dev {
-                command.env("JWT_SECRET", JWT_SECRET);
-            }
-            for (name, value) in &self.settings {
-                command.env(name, value);
-            }
-            self.running.push(Program::spawn(command, &log)?);
+            let started = self.spawn(index, name, arguments, &[])?;
+            self.running.push(started);
         }
         self.wait_ready().await
+    }
+
+    /// Starts a program that has the ops listener of this number.
+    fn spawn(&self, index: usize, name: &str, arguments: &[&str], settings: &[(&str, &str)]) -> Result<Program> {
+        let mut command = Command::new("setpriv");
+        // The suite's end, however it comes, ends the programs as well.
+        command.args(["--pdeathsig", "TERM"]).arg(program(name)).args(arguments);
+        command
+            .env("PORT", self.port.to_string())
+            .env("OPS_ADDR", format!("127.0.0.1:{}", self.ops_ports[index]))
+            .env("DATA_DIR", self.data_dir.path())
+            .env("RUST_LOG", "info")
+            .env("SANDBOX_MEMORY_MB", "4096")
+            .env("RATE_LIMIT_LOGIN", "100000")
+            .env("RATE_LIMIT_PER_CLIENT", "100000");
+        if self.form != Form::Dev {
+            command.env("JWT_SECRET", JWT_SECRET);
+        }
+        for (name, value) in &self.settings {
+            command.env(name, value);
+        }
+        command.envs(settings.iter().copied());
+        Program::spawn(command, &self.data_dir.path().join(format!("{name}.log")))
+    }
+
+    /// Starts a gateway beside the one that runs, with these settings over its own.
+    pub(crate) fn second_gateway(&self, arguments: &[&str], settings: &[(&str, &str)]) -> Result<Program> {
+        self.spawn(0, "dartcloud-gateway", arguments, settings)
+    }
+
+    /// The gateway's program, which is looked after no longer.
+    pub(crate) fn release_gateway(&mut self) -> Program {
+        self.running.remove(0)
+    }
+
+    /// Another program is the gateway from now on; the one before.
+    pub(crate) fn is_succeeded_by(&mut self, gateway: Program) -> Program {
+        std::mem::replace(&mut self.running[0], gateway)
     }
 
     async fn wait_ready(&mut self) -> Result<()> {

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use common::ids::GatewayId;
+
 use super::{State, health, sweep};
 
 /// The pause between two purges of what has expired.
@@ -17,10 +19,10 @@ const WATCH_PAUSE: Duration = Duration::from_secs(5);
 /// How often the artifact store is.
 const ARTIFACTS_PAUSE: Duration = Duration::from_secs(30);
 
-/// Once, before the first request: versions that a crash of this gateway left in `building` have failed. Other gateways
-/// go on with theirs.
-pub(crate) async fn recover(state: &State) -> Result<(), store::Error> {
-    let failed = state.store.fail_deployments_of(state.gateway).await?;
+/// Once, before the first request, or when the gateway before this one has ended: versions that `gateway` left in
+/// `building` have failed. Other gateways go on with theirs.
+pub(crate) async fn recover(state: &State, gateway: GatewayId) -> Result<(), store::Error> {
+    let failed = state.store.fail_deployments_of(gateway).await?;
     if failed > 0 {
         tracing::warn!(failed, "deploys that were under way at the last stop have failed: deploy them again");
     }

@@ -230,7 +230,7 @@ async fn follow_from(
             }
             tokio::select! {
                 () = tokio::time::sleep(FOLLOW_PAUSE) => {}
-                () = follow.state.stop.cancelled() => return None,
+                () = follow.state.close.cancelled() => return None,
                 () = tokio::time::sleep_until(follow.ends) => return None,
             }
             if let Err(error) = follow.look().await {

@@ -79,6 +79,8 @@ pub(crate) struct Parts {
     pub(crate) tasks: TaskTracker,
     /// From its cancellation on no deploy begins, and those under way have a deadline.
     pub(crate) stop: CancellationToken,
+    /// From its cancellation on, which may be earlier, nobody new is let in, and who would stay for long is let go.
+    pub(crate) close: CancellationToken,
 }
 
 /// What every handler shares.
@@ -95,6 +97,7 @@ pub(crate) struct State {
     routes: Arc<Routes>,
     tasks: TaskTracker,
     stop: CancellationToken,
+    close: CancellationToken,
     args: ControlArgs,
     passwords: Passwords,
     claims: Claims,
@@ -121,7 +124,7 @@ impl State {
     /// Starts what the control API runs beside its requests: the passwords' threads.
     pub(crate) fn start(args: ControlArgs, parts: Parts, registry: &Registry) -> Result<Arc<Self>, StartError> {
         let Parts { gateway, store, artifacts, runtimes, ceilings, caps, .. } = parts;
-        let Parts { identity, fleet, enrolment, routes, tasks, stop, .. } = parts;
+        let Parts { identity, fleet, enrolment, routes, tasks, stop, close, .. } = parts;
         Ok(Arc::new(Self {
             passwords: Passwords::start(args.password_threads.get(), registry)?,
             deploys: Deploys::new(args.deploy_concurrency.get(), registry)?,
@@ -142,6 +145,7 @@ impl State {
             routes,
             tasks,
             stop,
+            close,
             args,
         }))
     }

@@ -2,7 +2,8 @@
 //! on each connection, or HTTP/2 where the client chose it under TLS.
 //!
 //! While the gateway stops, what is in flight is answered, every answer asks for another connection, and connections
-//! that are silent are closed a moment later.
+//! that are silent are closed a moment later; where a successor accepts clients, only when they have been silent for as
+//! long as any may.
 
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
@@ -46,7 +47,8 @@ pub(crate) const HEAD_DEADLINE: Duration = Duration::from_secs(10);
 /// with a sentence.
 const ENGINE_HEAD_BYTES: usize = 2 * MAX_HEAD_BYTES;
 
-/// How long silent connections stay open once the gateway stops, so that a request that is on its way is answered.
+/// How long silent connections stay open once the gateway stops, so that a request that is on its way is answered; and
+/// how long it waits at least for those that were accepted a moment ago, where a successor accepts the next.
 const SETTLE: Duration = Duration::from_millis(500);
 
 /// How long a client may not read what it is sent. A test does not wait for long.
@@ -68,7 +70,8 @@ pub struct ListenArgs {
     /// Threads that serve the public listener. Default: one for each core.
     #[arg(long, env = "EDGE_THREADS")]
     pub edge_threads: Option<std::num::NonZeroUsize>,
-    /// How long calls that are in flight may take to finish once the gateway is told to stop, in seconds.
+    /// How long calls that are in flight may take to finish once the gateway is told to stop, or another has its place, in
+    /// seconds.
     #[arg(long, env = "DRAIN_SECONDS", default_value_t = 10)]
     pub drain_seconds: u32,
     /// Most public connections at once; at most half of the files that the system lets us open.
@@ -182,6 +185,9 @@ impl ShutdownSignalWatch for Drain {
         self.readiness.set(false);
         // From here on nothing is accepted.
         self.close.send_replace(true);
+        if self.edge.to_successor.load(Ordering::Acquire) {
+            sleep(SETTLE.min(self.grace)).await;
+        }
         self.connections.close();
         self.edge.tasks.close();
         let quiet = async {
@@ -264,6 +270,12 @@ async fn begins(mut closing: ShutdownWatch) {
 }
 
 impl Door {
+    /// How long silent connections stay open from now on. One that was just opened for its first request, or kept for the
+    /// next, is closed for its silence by then anyway.
+    fn settle(&self) -> Duration {
+        if self.edge.to_successor.load(Ordering::Acquire) { self.grace } else { SETTLE.min(self.grace) }
+    }
+
     /// Serves a connection with TLS to its end.
     async fn secure(&self, tls: &Tls, stream: Stream, peer: Peer, closing: &ShutdownWatch) -> hyper::Result<()> {
         let Some(stream) = self.shake(tls, stream, closing).await else { return Ok(()) };
@@ -279,7 +291,7 @@ impl Door {
     async fn shake(&self, tls: &Tls, stream: Stream, closing: &ShutdownWatch) -> Option<TlsStream<Prompt<Stream>>> {
         let late = async {
             begins(closing.clone()).await;
-            sleep(SETTLE.min(self.grace)).await;
+            sleep(self.settle()).await;
         };
         tokio::select! {
             biased;
@@ -313,7 +325,7 @@ impl Door {
                 tokio::select! {
                     ended = connection.as_mut() => ended,
                     () = cut.come() => Ok(()),
-                    () = sleep(SETTLE.min(self.grace)) => {
+                    () = sleep(self.settle()) => {
                         // What is in flight is answered, what is silent is closed.
                         connection.as_mut().graceful_shutdown();
                         tokio::select! {

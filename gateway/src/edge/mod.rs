@@ -77,6 +77,8 @@ pub(crate) struct Edge {
     pub(crate) max_upload_bytes: u64,
     /// Set while the gateway stops: clients are asked to go elsewhere.
     pub(crate) draining: AtomicBool,
+    /// Set before that, if a successor has its place: then nobody who is silent is hurried.
+    pub(crate) to_successor: Arc<AtomicBool>,
 }
 
 /// Who is at the other end of a connection, or behind the proxy that is.

@@ -8,6 +8,7 @@ use bytes::{Bytes, BytesMut};
 use common::conduit::Conduit;
 use common::digest::Digest;
 use common::error::Chain;
+use common::function::DeploymentSpec;
 use common::ids::{DeploymentId, NodeId};
 use common::invocation::Record;
 use common::protocol::{DEPLOYMENT, Renewal, calls};
@@ -30,6 +31,7 @@ use super::Fleet;
 use super::enrolment::{Enrolment, Refusal};
 use super::pass::Pass;
 use crate::edge::routes::Routes;
+use crate::hand_over::{Answer, Question, What};
 
 /// How long a call's body may stand still.
 const CHUNK_DEADLINE: Duration = Duration::from_secs(30);
@@ -171,18 +173,18 @@ impl Calls {
         }
         if let (&Method::GET, Some(id)) = (request.method(), path.strip_prefix(calls::DEPLOYMENTS)) {
             let id = id.parse().map_err(|_| CallError::NotFound)?;
-            asker.may(|pass| pass.has(id))?;
-            return self.deployment(id);
+            let spec = self.permit(What::Deployment(id), asker).await?.ok_or(CallError::NotFound)?;
+            return Ok(json(&spec));
         }
         let digest = |text: &str| text.parse::<Digest>().map_err(|_| CallError::NotFound);
         if let (&Method::GET, Some(text)) = (request.method(), path.strip_prefix(calls::ARCHIVES)) {
             let archive = digest(text)?;
-            asker.may(|pass| pass.has_any(|id| self.archive_of(*id) == Some(archive)))?;
+            self.permit(What::Archive(archive), asker).await?;
             return self.send(Artifact::Archive(archive)).await;
         }
         if let Some(text) = path.strip_prefix(calls::BUILDS) {
             let deployment = request.headers().get(DEPLOYMENT).and_then(|id| id.to_str().ok()?.parse().ok());
-            asker.may(|pass| deployment.is_some_and(|id| pass.has(id)))?;
+            self.permit(What::Build(deployment), asker).await?;
             let artifact = Artifact::Build(digest(text)?);
             match *request.method() {
                 Method::GET => return self.send(artifact).await,
@@ -193,16 +195,45 @@ impl Calls {
         Err(CallError::Unknown)
     }
 
-    fn deployment(&self, id: DeploymentId) -> Result<Response<AnswerBody>, CallError> {
-        let json = match (self.routes.now().by_deployment(id), self.fleet.pending(id)) {
-            (Some(route), _) => serde_json::to_vec(&route.spec),
-            (None, Some(pending)) => serde_json::to_vec(&*pending),
-            (None, None) => return Err(CallError::NotFound),
+    /// Whether the asker may have something, and the version where it asks for that. What this gateway does not know, the
+    /// one may whose place it has just taken.
+    async fn permit(&self, what: What, asker: &Asker) -> Result<Option<DeploymentSpec>, CallError> {
+        let refused = match self.known(what, asker) {
+            Err(refused @ (CallError::NotFound | CallError::NotPlaced)) => refused,
+            known => return known,
         };
-        let json = json.expect("a spec has string keys only");
-        let mut answer = Response::new(full(json.into()));
-        answer.headers_mut().insert(http::header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        Ok(answer)
+        let Some(elder) = self.fleet.elder() else { return Err(refused) };
+        let question = Question { node: asker.node, is_local: asker.is_local, what };
+        match elder.ask(question).await {
+            Some(Answer { may: true, spec }) => Ok(spec),
+            _ => Err(refused),
+        }
+    }
+
+    /// Whether this gateway knows that the asker may.
+    fn known(&self, what: What, asker: &Asker) -> Result<Option<DeploymentSpec>, CallError> {
+        match what {
+            What::Deployment(id) => {
+                asker.may(|pass| pass.has(id))?;
+                self.deployment(id).map(Some)
+            }
+            What::Archive(archive) => {
+                asker.may(|pass| pass.has_any(|id| self.archive_of(*id) == Some(archive))).map(|()| None)
+            }
+            What::Build(deployment) => asker.may(|pass| deployment.is_some_and(|id| pass.has(id))).map(|()| None),
+        }
+    }
+
+    /// Answers a successor.
+    pub(crate) fn know(&self, Question { node, is_local, what }: Question) -> Answer {
+        let asker = Asker { node, pass: self.fleet.pass_of(node), is_local };
+        let known = self.known(what, &asker);
+        Answer { may: known.is_ok(), spec: known.ok().flatten() }
+    }
+
+    fn deployment(&self, id: DeploymentId) -> Result<DeploymentSpec, CallError> {
+        let served = self.routes.now().by_deployment(id).map(|route| route.spec.clone());
+        served.or_else(|| self.fleet.pending(id).map(|spec| (*spec).clone())).ok_or(CallError::NotFound)
     }
 
     /// The archive of a version that serves or is being built.
@@ -260,6 +291,12 @@ impl Calls {
         *answer.status_mut() = StatusCode::CREATED;
         Ok(answer)
     }
+}
+
+fn json(spec: &DeploymentSpec) -> Response<AnswerBody> {
+    let mut answer = Response::new(full(serde_json::to_vec(spec).expect("a spec has string keys only").into()));
+    answer.headers_mut().insert(http::header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    answer
 }
 
 fn full(bytes: Bytes) -> AnswerBody {

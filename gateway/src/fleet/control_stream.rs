@@ -56,6 +56,8 @@ enum Event {
     Order(GatewayMessage),
     Shortage,
     Silence,
+    /// A successor accepts agents, or no longer does.
+    Succession,
 }
 
 /// Serves one stream from its registration to its end.
@@ -134,12 +136,16 @@ async fn serve(
     stop: &CancellationToken,
 ) -> End {
     let (mut last, mut pulse) = (Instant::now(), Pulse::Steady);
+    let mut has_successor = fleet.has_successor();
+    // It may have come before this stream.
+    has_successor.mark_changed();
     loop {
         let event = tokio::select! {
             said = hear(frames) => said.map(Event::Said),
             () = sleep_until(last + pulse.until()) => Ok(Event::Silence),
             order = orders.recv() => order.map(Event::Order).ok_or(End::Replaced),
             () = link.ring.notified() => Ok(Event::Shortage),
+            Ok(()) = has_successor.changed() => Ok(Event::Succession),
             () = link.pass.gone.cancelled() => Err(End::Removed),
             () = stop.cancelled() => Err(End::Stopping),
         };
@@ -166,6 +172,10 @@ async fn serve(
                     Pulse::Steady => Ok(()),
                 }
             }
+            Ok(Event::Succession) if *has_successor.borrow_and_update() => {
+                say(frames, &GatewayMessage::Successor).await
+            }
+            Ok(Event::Succession) => Ok(()),
             Err(end) => Err(end),
         };
         if let Err(end) = done {

@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use chrono::Utc;
 use common::digest::Digest;
 use common::function::DeploymentSpec;
@@ -14,10 +14,11 @@ use common::ids::{DeploymentId, NodeId};
 use common::protocol::{GatewayMessage, NodeState, Warm};
 use store::fleet::{Duty, Node as KnownNode};
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::timeout;
 
 use crate::edge::placement::{Candidate, Load, Rankings, Seat, View, Wanted};
+use crate::hand_over::Elder;
 use crate::metrics::Metrics;
 
 mod attendance;
@@ -37,6 +38,7 @@ pub(crate) mod reception;
 mod retries;
 pub(crate) mod roster;
 pub(crate) mod stock;
+mod succession;
 pub(crate) mod warmth;
 
 pub(crate) use build::BuildEvents;
@@ -89,6 +91,10 @@ struct Inner {
     pending: Mutex<HashMap<DeploymentId, Arc<DeploymentSpec>>>,
     /// Versions that are made warm before they serve.
     warming: Mutex<HashMap<DeploymentId, Arc<DeploymentSpec>>>,
+    /// Whether a successor accepts agents, and this gateway none.
+    has_successor: watch::Sender<bool>,
+    /// The gateway whose place this one has taken, until that one has ended.
+    elder: ArcSwapOption<Elder>,
     metrics: Arc<Metrics>,
 }
 
@@ -182,6 +188,8 @@ impl Fleet {
             control,
             pending: Mutex::default(),
             warming: Mutex::default(),
+            has_successor: watch::Sender::new(false),
+            elder: ArcSwapOption::empty(),
             metrics,
         }))
     }
@@ -199,13 +207,13 @@ impl Fleet {
     /// The node for a call or a build of `spec`, once there is one, and the seat on it: a gateway or a node that has
     /// just started is linked within moments. `None` when none is linked in time.
     pub(crate) async fn placed(&self, spec: &DeploymentSpec) -> Option<(Arc<NodeLink>, Option<Seat>)> {
-        self.once_linked(|| self.place(spec)).await
+        self.once_linked(NODE_DEADLINE, || self.place(spec)).await
     }
 
     /// The node for a call that runs once, known by `key`: always the same. `None` when that one is not linked in
     /// time, or is drained.
     pub(crate) async fn home(&self, key: &Digest, deployment: DeploymentId) -> Option<(Arc<NodeLink>, Option<Seat>)> {
-        self.once_linked(|| {
+        self.once_linked(NODE_DEADLINE, || {
             let home = self.0.homes.of(key, Instant::now())?;
             let picture = self.nodes();
             let place = picture.iter().position(|node| node.link.node == home && node.duty != Duty::Draining)?;
@@ -214,7 +222,7 @@ impl Fleet {
         .await
     }
 
-    async fn once_linked<T>(&self, look: impl Fn() -> Option<T>) -> Option<T> {
+    async fn once_linked<T>(&self, deadline: Duration, look: impl Fn() -> Option<T>) -> Option<T> {
         if let Some(found) = look() {
             return Some(found);
         }
@@ -228,7 +236,7 @@ impl Fleet {
                 changed.await;
             }
         };
-        timeout(NODE_DEADLINE, placed).await.ok()
+        timeout(deadline, placed).await.ok()
     }
 
     fn place(&self, spec: &DeploymentSpec) -> Option<(Arc<NodeLink>, Option<Seat>)> {

@@ -17,6 +17,7 @@ use tokio_util::task::TaskTracker;
 use super::authority::{Authority, AuthorityError, node_of};
 use super::config::NodePortArgs;
 use super::reception::{Dialler, Reception, Turned};
+use crate::hand_over::bound_at;
 
 /// How long a handshake may take.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
@@ -57,34 +58,49 @@ impl From<AuthorityError> for NodePortError {
 }
 
 impl NodePort {
-    /// Binds the port, if the settings name one.
+    /// Binds the port, if the settings name one, unless the gateway before this one has it bound there.
     ///
     /// # Errors
     /// It is taken, or TLS cannot be set up.
-    pub(crate) fn bind(args: &NodePortArgs, authority: &Authority) -> Result<Option<Self>, NodePortError> {
+    pub(crate) fn open(
+        args: &NodePortArgs,
+        bound: Option<std::net::TcpListener>,
+        authority: &Authority,
+    ) -> Result<Option<Self>, NodePortError> {
         let Some(address) = args.node_addr else { return Ok(None) };
-        let bound = std::net::TcpListener::bind(address);
+        let bound = bound.and_then(|bound| bound_at(bound, address));
+        let bound = bound.map_or_else(|| std::net::TcpListener::bind(address), Ok);
         let listener = bound.and_then(|listener| listener.set_nonblocking(true).map(|()| listener));
         let listener = listener.map_err(|source| NodePortError::Address { address, source })?;
         let tls = authority.server_config(args.names())?;
         Ok(Some(Self { listener, tls: TlsAcceptor::from(Arc::new(tls)) }))
     }
 
-    /// Takes connections until `stop`, and waits for those that are not work connections, which the stocks own.
+    /// The port once more, for a successor.
+    pub(crate) fn share(&self) -> io::Result<std::net::TcpListener> {
+        self.listener.try_clone()
+    }
+
+    /// Takes connections until `stop`, while no successor does, and waits for those that are not work connections, which
+    /// the stocks own.
     pub(crate) async fn run(self, reception: Arc<Reception>, stop: CancellationToken) {
         let listener = match TcpListener::from_std(self.listener) {
             Ok(listener) => listener,
             Err(error) => return tracing::error!(%error, "the node port cannot be watched"),
         };
-        let tasks = TaskTracker::new();
+        let (tasks, mut has_successor) = (TaskTracker::new(), reception.has_successor());
         let room = Arc::new(Semaphore::new(MAX_HANDSHAKES));
         loop {
+            let accepts = !*has_successor.borrow_and_update();
             let accepted = tokio::select! {
+                // In this order, so that nobody is accepted who was told to go to the successor.
+                biased;
+                () = stop.cancelled() => break,
+                Ok(()) = has_successor.changed() => continue,
                 accepted = async {
                     let place = room.clone().acquire_owned().await.expect("the semaphore is never closed");
                     (place, listener.accept().await)
-                } => accepted,
-                () = stop.cancelled() => break,
+                }, if accepts => accepted,
             };
             let (place, stream) = match accepted {
                 (place, Ok((stream, _))) => (place, stream),

@@ -11,7 +11,7 @@ use common::error::Chain;
 use common::ids::NodeId;
 use common::protocol::{GatewayMessage, Hello, Kind, MAX_HELLO_BYTES, VERSION};
 use tokio::io::AsyncReadExt as _;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -95,6 +95,11 @@ impl Turned {
 impl Reception {
     pub(crate) fn new(fleet: Fleet, calls: Arc<Calls>) -> Self {
         Self { fleet, calls, room: Arc::new(Semaphore::new(MAX_CONNECTIONS)) }
+    }
+
+    /// Whether a successor has the doors, and when that changes.
+    pub(super) fn has_successor(&self) -> watch::Receiver<bool> {
+        self.fleet.has_successor()
     }
 
     /// Serves a connection to its end, or hands it on.

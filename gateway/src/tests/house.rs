@@ -26,7 +26,7 @@ use tokio_rustls::client::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use super::node::Node;
-use crate::{Gateway, Settings, StartError};
+use crate::{Gateway, Settings, StartError, Succession};
 
 /// How long any one wait of a test may take.
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
@@ -117,7 +117,8 @@ impl House {
         let thread = std::thread::spawn({
             let (registry, readiness, stop) = (registry.clone(), readiness.clone(), stop.clone());
             move || {
-                let gateway = Gateway::build(settings, &shared, &store, &registry, readiness, stop).unwrap();
+                let gateway = Gateway::build(settings, &shared, &store, &registry, readiness, stop, Succession::none());
+                let gateway = gateway.unwrap();
                 address.send(gateway.socket.local_addr().unwrap()).unwrap();
                 gateway.serve();
             }
@@ -136,7 +137,8 @@ impl House {
         let Arguments { shared, store, settings } = Arguments::of(&self.data_dir(), &[]);
         let build = move || {
             let (registry, stop) = (Registry::new(), CancellationToken::new());
-            Gateway::build(settings, &shared, &store, &registry, Readiness::default(), stop).map(drop)
+            let readiness = Readiness::default();
+            Gateway::build(settings, &shared, &store, &registry, readiness, stop, Succession::none()).map(drop)
         };
         tokio::task::spawn_blocking(build).await.unwrap()
     }

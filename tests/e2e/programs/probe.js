@@ -52,6 +52,17 @@ const server = http.createServer(async (request, response) => {
       for await (const chunk of request) response.write(chunk);
       return response.end();
     }
+    case '/ticks': {
+      let left = 30;
+      const clock = setInterval(() => {
+        response.write('tick\n');
+        left -= 1;
+        if (left > 0) return;
+        clearInterval(clock);
+        response.end('end\n');
+      }, 100);
+      return;
+    }
     case '/slow':
       return setTimeout(() => response.end('slow'), 1000);
     default:

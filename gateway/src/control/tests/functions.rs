@@ -159,7 +159,7 @@ async fn routes_that_lag_behind_are_caught_up() {
     api.function(ada, "a").await;
     let metrics = crate::metrics::Metrics::register(&prometheus::Registry::new()).unwrap();
     let feed = crate::feed::Feed::new(&api.state.routes, &api.state.fleet, &api.state.store, &metrics);
-    let feed = tokio::spawn(feed.run(api.state.stop.clone()));
+    let feed = tokio::spawn(std::sync::Arc::new(feed).run(api.state.stop.clone()));
     until("it serves", || api.state.routes.now().by_path("ada", "a").is_some()).await;
     api.state.stop.cancel();
     tokio::time::timeout(std::time::Duration::from_secs(20), feed).await.unwrap().unwrap();

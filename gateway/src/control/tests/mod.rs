@@ -99,6 +99,7 @@ impl Api {
             routes,
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
+            close: CancellationToken::new(),
         };
         let state = State::start(settings.control, parts, &registry).unwrap();
         Self { router: router(Arc::clone(&state)), state, directory, _link: AbortOnDropHandle::new(link) }
