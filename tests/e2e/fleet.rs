@@ -31,6 +31,8 @@ pub(crate) struct Machine {
     data_dir: TempDir,
     pub(crate) ops: u16,
     pub(crate) agent: Option<Program>,
+    /// Beside those of all machines.
+    settings: Vec<(&'static str, &'static str)>,
 }
 
 impl Fleet {
@@ -50,7 +52,7 @@ impl Fleet {
     }
 
     /// A `dartcloud node …` of the operator's.
-    fn node(&self, arguments: &[&str]) -> Result<String> {
+    pub(crate) fn node(&self, arguments: &[&str]) -> Result<String> {
         let output = Command::new(program("dartcloud"))
             .arg("node")
             .args(arguments)
@@ -78,7 +80,12 @@ impl Fleet {
 
     /// A machine that has joined and runs its agent.
     pub(crate) async fn machine(&self, name: &str) -> Result<Machine> {
-        let mut machine = Machine::new()?;
+        self.machine_with(name, &[]).await
+    }
+
+    /// The same with these settings.
+    pub(crate) async fn machine_with(&self, name: &str, settings: &[(&'static str, &'static str)]) -> Result<Machine> {
+        let mut machine = Machine { settings: settings.to_vec(), ..Machine::new()? };
         machine.run(name, &self.line().await?)?;
         self.until_state(name, "linked").await.with_context(|| machine.log())?;
         Ok(machine)
@@ -88,7 +95,8 @@ impl Fleet {
 impl Machine {
     fn new() -> Result<Self> {
         let [ops] = free_ports()?;
-        Ok(Self { data_dir: tempfile::Builder::new().prefix("dn-").tempdir()?, ops, agent: None })
+        let data_dir = tempfile::Builder::new().prefix("dn-").tempdir()?;
+        Ok(Self { data_dir, ops, agent: None, settings: Vec::new() })
     }
 
     fn prepare(&self, command: &mut Command, name: &str) {
@@ -99,7 +107,8 @@ impl Machine {
             .env("NODE_LABELS", "zone=a")
             .env("RUST_LOG", "info")
             .env("SANDBOX_MEMORY_MB", "2048")
-            .env("SANDBOX_BLANKS", "0");
+            .env("SANDBOX_BLANKS", "0")
+            .envs(self.settings.iter().copied());
     }
 
     /// Runs an agent by this line: a whole command, its program first.

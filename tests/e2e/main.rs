@@ -17,6 +17,7 @@ mod compose;
 mod crash;
 mod dashboards;
 mod deploys;
+mod drain;
 mod examples;
 mod failure;
 mod fleet;
