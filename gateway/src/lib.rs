@@ -168,7 +168,7 @@ impl Gateway {
             tasks.spawn_on(port.run(reception, end.clone()), handle);
         }
         tasks.spawn_on(fleet::warmth::run(fleet.clone(), routes.clone(), end.clone()), handle);
-        tasks.spawn_on(roster::run(fleet.clone(), store, end.clone()), handle);
+        tasks.spawn_on(roster::run(fleet.clone(), store, gateway, end.clone()), handle);
         tasks.spawn_on(feed.run(end.clone()), handle);
         tasks.spawn_on(sweep(limits.clone(), end.clone()), handle);
         tasks.spawn_on(control::housekeeping::run(state.clone()), handle);

@@ -349,10 +349,13 @@ pub trait Store: RecordSink {
     /// Notes that a node is linked and what its agent says of it. One of the gateway's own machine is added if it is new, and
     /// is back if it was removed.
     async fn node_linked(&self, id: NodeId, name: &str, labels: &Labels) -> Result<(), Error>;
-    /// Notes that these nodes are still linked.
-    async fn nodes_seen(&self, ids: &[NodeId]) -> Result<(), Error>;
+    /// Notes that these nodes are linked to `gateway`, and no others.
+    async fn nodes_seen(&self, gateway: GatewayId, ids: &[NodeId]) -> Result<(), Error>;
+    /// Which nodes were noted to be linked to which gateways in the last `seconds`, by the database's clock.
+    async fn node_links(&self, seconds: u32) -> Result<Vec<(NodeId, GatewayId)>, Error>;
     /// Changes what a node may do. [`Error::NotFound`] when there is none, or it was removed.
     async fn set_duty(&self, id: NodeId, duty: Duty) -> Result<(), Error>;
-    /// Deletes join tokens that expired a day ago, and removed nodes whose certificate has ended; how many.
+    /// Deletes join tokens that expired a day ago, links that were noted last before that, and removed nodes whose
+    /// certificate has ended; how many.
     async fn purge_fleet(&self) -> Result<u64, Error>;
 }

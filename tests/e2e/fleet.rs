@@ -270,6 +270,13 @@ async fn two_gateways_are_one_fleet() -> Result<()> {
     let mut machine = Machine::new()?;
     machine.run("one", &format!("dartcloud node join {} {}", word(&place, 3), word(&token, 4)))?;
     second.until_state("one", "linked").await.with_context(|| machine.log())?;
+    // The gateway that it is not linked to knows that it is not lost, and when it is.
+    let node = first.until_state("one", "elsewhere").await?;
+    ensure!(node["busy"].is_null() && first.node(&["list"])?.contains("elsewhere"), "{node}");
+    machine.stop().await?;
+    first.until_state("one", "lost").await?;
+    machine.run("one", "dartcloud-node-agent")?;
+    second.until_state("one", "linked").await.with_context(|| machine.log())?;
     // What one gateway removes, the other closes as soon as it looks.
     let begun = Instant::now();
     first.node(&["remove", "one"])?;

@@ -1,6 +1,6 @@
 //! The operator's nodes: the token by which a machine joins, who is there and how busy, and what each may do.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use axum::Json;
@@ -59,14 +59,14 @@ fn host_of(origin: &str) -> &str {
     &authority[..end]
 }
 
-/// A node as the operator sees it. What only a linked node can say is `null` of others.
+/// A node as the operator sees it. What only a node can say that is linked to this gateway is `null` of others.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct View {
     id: NodeId,
     name: String,
     labels: Labels,
-    /// `linked`, `suspected`, `ejected`, `cordoned`, `draining`, `lost`.
+    /// `linked`, `suspected`, `ejected`, `cordoned`, `draining`, `elsewhere` (linked to other gateways only), `lost`.
     state: &'static str,
     /// Whether it is on the gateway's own machine.
     local: bool,
@@ -95,13 +95,28 @@ pub(crate) struct Page {
 /// `GET /api/nodes`.
 pub(crate) async fn list(Extract(state): Extract<Arc<State>>, _: Operator) -> Result<Json<Page>, Failure> {
     let linked: HashMap<_, _> = state.fleet.nodes().iter().map(|node| (node.link.node, node.clone())).collect();
+    let links = state.store.node_links(roster::LEASE_SECONDS).await?;
+    let elsewhere: HashSet<_> =
+        links.into_iter().filter(|(_, gateway)| *gateway != state.gateway).map(|(node, _)| node).collect();
     let kept = state.store.nodes().await?;
     let kept = kept.into_iter().filter(|node| node.duty != Duty::Removed);
-    let nodes = kept.map(|node| view(&state, linked.get(&node.id), node)).collect();
+    let nodes = kept.map(|node| view(&state, linked.get(&node.id), elsewhere.contains(&node.id), node)).collect();
     Ok(Json(Page { nodes }))
 }
 
-fn view(state: &State, linked: Option<&Linked>, node: Node) -> View {
+/// The word for a node that is linked here and so, or not.
+fn word(health: Option<Health>, is_elsewhere: bool, duty: Duty) -> &'static str {
+    match (health, duty) {
+        (None, _) if !is_elsewhere => "lost",
+        (None, Duty::Active) => "elsewhere",
+        (Some(Health::Well), Duty::Active) => "linked",
+        (Some(Health::Suspected), Duty::Active) => "suspected",
+        (Some(Health::Ejected), Duty::Active) => "ejected",
+        (_, duty) => duty.word(),
+    }
+}
+
+fn view(state: &State, linked: Option<&Linked>, is_elsewhere: bool, node: Node) -> View {
     // The node says twice a second what it has under way; what we have just sent it, we know better.
     let busy = |linked: &Linked| linked.state.busy.max(state.fleet.in_use(&linked.link));
     let handover = linked.and_then(|linked| linked.handover);
@@ -109,15 +124,7 @@ fn view(state: &State, linked: Option<&Linked>, node: Node) -> View {
         id: node.id,
         name: node.name,
         labels: node.labels,
-        state: match (linked, node.duty) {
-            (None, _) => "lost",
-            (Some(linked), Duty::Active) => match linked.health {
-                Health::Well => "linked",
-                Health::Suspected => "suspected",
-                Health::Ejected => "ejected",
-            },
-            (Some(_), duty) => duty.word(),
-        },
+        state: word(linked.map(|linked| linked.health), is_elsewhere, node.duty),
         local: node.certificate.is_none(),
         protocol: linked.map(|linked| linked.protocol),
         busy: linked.map(busy),
@@ -177,6 +184,18 @@ fn node_id(Key(key): &Key) -> Result<NodeId, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_word_for_a_node() {
+        let check = |health, is_elsewhere, duty, expected| assert_eq!(word(health, is_elsewhere, duty), expected);
+        check(None, false, Duty::Active, "lost");
+        check(None, false, Duty::Draining, "lost");
+        check(None, true, Duty::Active, "elsewhere");
+        check(None, true, Duty::Draining, "draining");
+        check(Some(Health::Well), true, Duty::Active, "linked");
+        check(Some(Health::Ejected), false, Duty::Active, "ejected");
+        check(Some(Health::Suspected), false, Duty::Cordoned, "cordoned");
+    }
 
     #[test]
     fn the_host_of_an_origin() {

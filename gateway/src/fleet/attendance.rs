@@ -108,6 +108,7 @@ impl Fleet {
         let Some(entry) = nodes.remove(&node) else { return };
         self.redraw(&nodes);
         drop(nodes);
+        self.0.links.notify_one();
         if cut {
             entry.link.gone.cancel();
         }

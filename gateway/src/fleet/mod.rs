@@ -84,6 +84,8 @@ struct Inner {
     /// Calls that went to a second node.
     retries: Mutex<Retries>,
     changed: Notify,
+    /// A node was linked or lost, which the database is to know.
+    links: Notify,
     stocks: Stocks,
     /// The stock of the control runtime, from which builds are ordered.
     control: Arc<Stock>,
@@ -184,6 +186,7 @@ impl Fleet {
             homes: Homes::default(),
             retries: Mutex::new(Retries::new(Instant::now())),
             changed: Notify::new(),
+            links: Notify::new(),
             stocks,
             control,
             pending: Mutex::default(),

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use common::error::Chain;
-use common::ids::NodeId;
+use common::ids::{GatewayId, NodeId};
 use common::labels::Labels;
 use store::Store;
 use store::fleet::Duty;
@@ -13,8 +13,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::Fleet;
 
-/// How often it is noted which nodes are linked, and read which are linked to others.
+/// How often it is noted which nodes are linked, and read which are linked to others, if nothing happens.
 const NOTE: Duration = Duration::from_secs(10);
+
+/// The least time between two notes.
+const NOTE_PAUSE: Duration = Duration::from_secs(1);
+
+/// For how long a note of another gateway holds, in seconds: one may be missed.
+pub(crate) const LEASE_SECONDS: u32 = 25;
 
 /// How long the database may take while a node waits at the door.
 const DOOR_DEADLINE: Duration = Duration::from_secs(3);
@@ -73,6 +79,7 @@ pub(super) async fn admit(fleet: &Fleet, store: &dyn Store, node: NodeId) -> Res
 pub(super) async fn note_linked(fleet: &Fleet, store: &dyn Store, node: NodeId, name: &str, labels: &Labels) {
     let noted = async {
         store.node_linked(node, name, labels).await?;
+        fleet.0.links.notify_one();
         reload(fleet, store).await
     };
     if let Err(error) = noted.await {
@@ -80,16 +87,21 @@ pub(super) async fn note_linked(fleet: &Fleet, store: &dyn Store, node: NodeId, 
     }
 }
 
-/// Notes who is linked until `end`.
-pub(crate) async fn run(fleet: Fleet, store: std::sync::Arc<dyn Store>, end: CancellationToken) {
+/// Notes who is linked to this gateway until `end`.
+pub(crate) async fn run(fleet: Fleet, store: std::sync::Arc<dyn Store>, gateway: GatewayId, end: CancellationToken) {
     let mut answers = true;
     loop {
+        let due = async {
+            tokio::time::sleep(NOTE_PAUSE).await;
+            // Whether it is time or news makes no difference.
+            timeout(NOTE - NOTE_PAUSE, fleet.0.links.notified()).await.ok();
+        };
         tokio::select! {
-            () = tokio::time::sleep(NOTE) => {}
+            () = due => {}
             () = end.cancelled() => return,
         }
         let linked: Vec<_> = fleet.nodes().iter().map(|node| node.link.node).collect();
-        let noted = if linked.is_empty() { Ok(()) } else { store.nodes_seen(&linked).await };
+        let noted = store.nodes_seen(gateway, &linked).await;
         // When others saw a node last is no change that is told, and the homes want to know it.
         let done = match noted {
             Ok(()) => reload(&fleet, &*store).await,

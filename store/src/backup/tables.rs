@@ -40,7 +40,7 @@ pub(super) const AUTHORITY: &str = "fleet_authority";
 
 /// What is of the moment, and in no backup.
 #[cfg(test)]
-pub(super) const PASSING: [&str; 2] = ["changes", "claims"];
+pub(super) const PASSING: [&str; 3] = ["changes", "claims", "node_links"];
 
 /// All of them, in an order in which each finds what it refers to, but for `functions.active_version`.
 pub(super) const TABLES: &[Table] = &[

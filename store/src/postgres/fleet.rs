@@ -1,10 +1,11 @@
-//! `fleet_authority`, `join_tokens`, `nodes`.
+//! `fleet_authority`, `join_tokens`, `nodes`, `node_links`.
 
 use chrono::{DateTime, NaiveDateTime, Utc};
 use common::digest::Digest;
-use common::ids::{NodeId, UserId};
+use common::ids::{GatewayId, NodeId, UserId};
 use common::labels::Labels;
 use sqlx::PgPool;
+use uuid::Uuid;
 
 use crate::Error;
 use crate::fleet::{Authority, CertificateFacts, Duty, Joining, NODES, NewNode, Node, NodeRow};
@@ -106,10 +107,38 @@ pub(super) async fn linked(pool: &PgPool, id: NodeId, name: &str, labels: &Label
     Ok(sqlx::query(upsert).bind(id.uuid()).bind(name).bind(labels.to_string()).execute(pool).await.map(drop)?)
 }
 
-pub(super) async fn seen(pool: &PgPool, ids: &[NodeId]) -> Result<(), Error> {
+pub(super) async fn seen(pool: &PgPool, gateway: GatewayId, ids: &[NodeId]) -> Result<(), Error> {
     let ids: Vec<_> = ids.iter().map(|id| id.uuid()).collect();
-    let update = "UPDATE nodes SET last_seen_at = LOCALTIMESTAMP WHERE id = ANY($1)";
-    Ok(sqlx::query(update).bind(ids).execute(pool).await.map(drop)?)
+    let mut tx = pool.begin().await?;
+    sqlx::query("UPDATE nodes SET last_seen_at = LOCALTIMESTAMP WHERE id = ANY($1)")
+        .bind(&ids)
+        .execute(&mut *tx)
+        .await?;
+    sqlx::query("DELETE FROM node_links WHERE gateway_id = $1 AND node_id <> ALL($2)")
+        .bind(gateway.uuid())
+        .bind(&ids)
+        .execute(&mut *tx)
+        .await?;
+    sqlx::query(
+        "INSERT INTO node_links (node_id, gateway_id, seen_at)
+         SELECT id, $1, LOCALTIMESTAMP FROM nodes WHERE id = ANY($2)
+         ON CONFLICT (node_id, gateway_id) DO UPDATE SET seen_at = excluded.seen_at",
+    )
+    .bind(gateway.uuid())
+    .bind(&ids)
+    .execute(&mut *tx)
+    .await?;
+    Ok(tx.commit().await?)
+}
+
+pub(super) async fn links(pool: &PgPool, seconds: u32) -> Result<Vec<(NodeId, GatewayId)>, Error> {
+    let rows: Vec<(Uuid, Uuid)> = sqlx::query_as(
+        "SELECT node_id, gateway_id FROM node_links WHERE seen_at > LOCALTIMESTAMP - make_interval(secs => $1)",
+    )
+    .bind(f64::from(seconds))
+    .fetch_all(pool)
+    .await?;
+    Ok(rows.into_iter().map(|(node, gateway)| (node.into(), gateway.into())).collect())
 }
 
 pub(super) async fn set_duty(pool: &PgPool, id: NodeId, duty: Duty) -> Result<(), Error> {
@@ -122,11 +151,14 @@ pub(super) async fn purge(pool: &PgPool) -> Result<u64, Error> {
     let tokens = sqlx::query("DELETE FROM join_tokens WHERE expires_at <= LOCALTIMESTAMP - INTERVAL '1 day'")
         .execute(pool)
         .await?;
+    let links = sqlx::query("DELETE FROM node_links WHERE seen_at <= LOCALTIMESTAMP - INTERVAL '1 day'")
+        .execute(pool)
+        .await?;
     let nodes = sqlx::query(
         "DELETE FROM nodes WHERE duty = 'removed'
            AND (certificate_expires_at IS NULL OR certificate_expires_at <= LOCALTIMESTAMP)",
     )
     .execute(pool)
     .await?;
-    Ok(tokens.rows_affected() + nodes.rows_affected())
+    Ok(tokens.rows_affected() + links.rows_affected() + nodes.rows_affected())
 }

@@ -250,8 +250,12 @@ impl Store for Postgres {
         within(DEADLINE, fleet::linked(&self.main, id, name, labels)).await
     }
 
-    async fn nodes_seen(&self, ids: &[NodeId]) -> Result<(), Error> {
-        within(DEADLINE, fleet::seen(&self.main, ids)).await
+    async fn nodes_seen(&self, gateway: GatewayId, ids: &[NodeId]) -> Result<(), Error> {
+        within(DEADLINE, fleet::seen(&self.main, gateway, ids)).await
+    }
+
+    async fn node_links(&self, seconds: u32) -> Result<Vec<(NodeId, GatewayId)>, Error> {
+        within(DEADLINE, fleet::links(&self.main, seconds)).await
     }
 
     async fn set_duty(&self, id: NodeId, duty: Duty) -> Result<(), Error> {

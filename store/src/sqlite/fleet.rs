@@ -1,10 +1,11 @@
-//! `fleet_authority`, `join_tokens`, `nodes`.
+//! `fleet_authority`, `join_tokens`, `nodes`, `node_links`.
 
 use chrono::{DateTime, NaiveDateTime, Utc};
 use common::digest::Digest;
-use common::ids::{NodeId, UserId};
+use common::ids::{GatewayId, NodeId, UserId};
 use common::labels::Labels;
 use sqlx::SqlitePool;
+use uuid::Uuid;
 
 use super::begin;
 use crate::Error;
@@ -107,15 +108,34 @@ pub(super) async fn linked(writer: &SqlitePool, id: NodeId, name: &str, labels: 
     Ok(sqlx::query(upsert).bind(id.uuid()).bind(name).bind(labels.to_string()).execute(writer).await.map(drop)?)
 }
 
-pub(super) async fn seen(writer: &SqlitePool, ids: &[NodeId]) -> Result<(), Error> {
+pub(super) async fn seen(writer: &SqlitePool, gateway: GatewayId, ids: &[NodeId]) -> Result<(), Error> {
     let mut tx = begin(writer).await?;
+    sqlx::query("DELETE FROM node_links WHERE gateway_id = $1").bind(gateway.uuid()).execute(&mut *tx).await?;
     for id in ids {
         sqlx::query("UPDATE nodes SET last_seen_at = strftime('%Y-%m-%d %H:%M:%f', 'now') WHERE id = $1")
             .bind(id.uuid())
             .execute(&mut *tx)
             .await?;
+        sqlx::query(
+            "INSERT INTO node_links (node_id, gateway_id, seen_at)
+             SELECT id, $2, strftime('%Y-%m-%d %H:%M:%f', 'now') FROM nodes WHERE id = $1",
+        )
+        .bind(id.uuid())
+        .bind(gateway.uuid())
+        .execute(&mut *tx)
+        .await?;
     }
     Ok(tx.commit().await?)
+}
+
+pub(super) async fn links(readers: &SqlitePool, seconds: u32) -> Result<Vec<(NodeId, GatewayId)>, Error> {
+    let rows: Vec<(Uuid, Uuid)> = sqlx::query_as(
+        "SELECT node_id, gateway_id FROM node_links WHERE seen_at > strftime('%Y-%m-%d %H:%M:%f', 'now', $1)",
+    )
+    .bind(format!("-{seconds} seconds"))
+    .fetch_all(readers)
+    .await?;
+    Ok(rows.into_iter().map(|(node, gateway)| (node.into(), gateway.into())).collect())
 }
 
 pub(super) async fn set_duty(writer: &SqlitePool, id: NodeId, duty: Duty) -> Result<(), Error> {
@@ -129,11 +149,14 @@ pub(super) async fn purge(writer: &SqlitePool) -> Result<u64, Error> {
         sqlx::query("DELETE FROM join_tokens WHERE expires_at <= strftime('%Y-%m-%d %H:%M:%f', 'now', '-1 day')")
             .execute(writer)
             .await?;
+    let links = sqlx::query("DELETE FROM node_links WHERE seen_at <= strftime('%Y-%m-%d %H:%M:%f', 'now', '-1 day')")
+        .execute(writer)
+        .await?;
     let nodes = sqlx::query(
         "DELETE FROM nodes WHERE duty = 'removed'
            AND (certificate_expires_at IS NULL OR certificate_expires_at <= strftime('%Y-%m-%d %H:%M:%f', 'now'))",
     )
     .execute(writer)
     .await?;
-    Ok(tokens.rows_affected() + nodes.rows_affected())
+    Ok(tokens.rows_affected() + links.rows_affected() + nodes.rows_affected())
 }

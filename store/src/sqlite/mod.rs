@@ -304,8 +304,12 @@ impl Store for Sqlite {
         fleet::linked(&self.writer, id, name, labels).await
     }
 
-    async fn nodes_seen(&self, ids: &[NodeId]) -> Result<(), Error> {
-        fleet::seen(&self.writer, ids).await
+    async fn nodes_seen(&self, gateway: GatewayId, ids: &[NodeId]) -> Result<(), Error> {
+        fleet::seen(&self.writer, gateway, ids).await
+    }
+
+    async fn node_links(&self, seconds: u32) -> Result<Vec<(NodeId, GatewayId)>, Error> {
+        fleet::links(&self.readers, seconds).await
     }
 
     async fn set_duty(&self, id: NodeId, duty: Duty) -> Result<(), Error> {

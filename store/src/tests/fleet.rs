@@ -2,7 +2,7 @@
 
 use chrono::{SubsecRound as _, TimeDelta, Utc};
 use common::digest::Digest;
-use common::ids::NodeId;
+use common::ids::{GatewayId, NodeId};
 use common::labels::Labels;
 
 use super::bench::Bench;
@@ -16,6 +16,7 @@ on_both!(
     a_token_expires_by_the_databases_clock,
     duties_and_removal,
     a_node_of_this_machine_comes_back,
+    who_is_linked_to_whom,
 );
 
 fn hash(token: &str) -> Digest {
@@ -90,7 +91,7 @@ async fn duties_and_removal(bench: &Bench) {
     }
     let labels: Labels = "zone=a,disk=ssd".parse().unwrap();
     bench.store.node_linked(id, "renamed", &labels).await.unwrap();
-    bench.store.nodes_seen(&[id, NodeId::new()]).await.unwrap();
+    bench.store.nodes_seen(GatewayId::new(), &[id, NodeId::new()]).await.unwrap();
     let kept = node(bench, id).await.unwrap();
     assert!(kept.name == "renamed" && kept.labels == labels && kept.last_seen_at.is_some(), "{kept:?}");
 
@@ -105,6 +106,31 @@ async fn duties_and_removal(bench: &Bench) {
     // As long as its certificate is valid, it is known that it was removed.
     assert_eq!(bench.store.purge_fleet().await.unwrap(), 0);
     assert!(matches!(bench.store.set_duty(NodeId::new(), Duty::Active).await, Err(Error::NotFound)));
+}
+
+async fn who_is_linked_to_whom(bench: &Bench) {
+    let [one, two] = [NodeId::new(), NodeId::new()];
+    for node in [one, two] {
+        bench.store.node_linked(node, "here", &Labels::default()).await.unwrap();
+    }
+    let [here, there] = [GatewayId::new(), GatewayId::new()];
+    let see = async |gateway, nodes: &[NodeId]| bench.store.nodes_seen(gateway, nodes).await.unwrap();
+    let check = async |seconds, expected: &[(NodeId, GatewayId)]| {
+        let (mut links, mut expected) = (bench.store.node_links(seconds).await.unwrap(), expected.to_vec());
+        links.sort_unstable();
+        expected.sort_unstable();
+        assert_eq!(links, expected);
+    };
+    check(60, &[]).await;
+    see(here, &[one, two]).await;
+    see(there, &[two, NodeId::new()]).await;
+    check(60, &[(one, here), (two, here), (two, there)]).await;
+    check(0, &[]).await;
+    see(here, &[one]).await;
+    check(60, &[(one, here), (two, there)]).await;
+    see(there, &[]).await;
+    check(60, &[(one, here)]).await;
+    assert_eq!(bench.store.purge_fleet().await.unwrap(), 0);
 }
 
 async fn a_node_of_this_machine_comes_back(bench: &Bench) {

@@ -45,6 +45,11 @@ async fn watch(client: &mut Client, seen: &RefCell<Node>) -> anyhow::Result<()> 
             node.name,
             node.state
         );
+        anyhow::ensure!(
+            node.state == "lost" || node.busy.is_some(),
+            "{} is linked to another gateway only, and that one knows what is under way there: drain it there (--url)",
+            node.name
+        );
         if is_stuck(&node) && !was_told {
             output::note(format_args!(
                 "{}: there is no other node, or none has room, for some of what is warm there.",
