@@ -6,6 +6,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Instant;
 
+use common::function::DeploymentSpec;
 use common::ids::{DeploymentId, FunctionId};
 use gateway::placement::{Rankings, View, Wanted};
 
@@ -164,7 +165,7 @@ fn times(nodes: usize) -> (f64, f64) {
     }
     fleet.hear(0, 1);
     let view = View::new(fleet.candidates(), Arc::default());
-    let time = |wanted: &[Wanted], count: usize| {
+    let time = |wanted: &[Wanted<'_>], count: usize| {
         let mut rankings = Rankings::default();
         for wanted in wanted.iter().take(1000) {
             black_box(view.choose(wanted, &mut rankings));
@@ -176,13 +177,12 @@ fn times(nodes: usize) -> (f64, f64) {
         begun.elapsed().as_nanos() as f64 / count as f64
     };
     let known: Vec<_> = world.functions.iter().map(|function| Wanted::of(&function.spec)).collect();
-    let mut spec = world.functions[0].spec.clone();
-    let new: Vec<_> = (0..10_000)
-        .map(|_| {
-            (spec.function, spec.deployment) = (FunctionId::new(), DeploymentId::new());
-            Wanted::of(&spec)
-        })
-        .collect();
+    let fresh = || {
+        let spec = world.functions[0].spec.clone();
+        DeploymentSpec { function: FunctionId::new(), deployment: DeploymentId::new(), ..spec }
+    };
+    let specs: Vec<_> = (0..10_000).map(|_| fresh()).collect();
+    let new: Vec<_> = specs.iter().map(Wanted::of).collect();
     (time(&known, CHOICES), time(&new, new.len() - 1000))
 }
 

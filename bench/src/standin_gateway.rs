@@ -58,6 +58,7 @@ impl Agent {
             env: Default::default(),
             egress: false,
             stale_while_cold_ms: 0,
+            node_selector: common::labels::Labels::NONE,
         };
         let served = Arc::new(Served { spec: spec.clone(), archive });
         let work = listen(data_dir.join("link.sock"), served)?;

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 use crate::ids::{DeploymentId, FunctionId};
+use crate::labels::Labels;
 use crate::names::RuntimeName;
 
 /// Who may invoke a function.
@@ -97,6 +98,9 @@ pub struct DeploymentSpec {
     /// How old an answer to a GET may be that is sent while a sandbox is started, in milliseconds; 0: none is.
     #[serde(default)]
     pub stale_while_cold_ms: u32,
+    /// The labels that a node must have for it.
+    #[serde(default)]
+    pub node_selector: Labels,
 }
 
 /// A function's state, as its owner sees it.

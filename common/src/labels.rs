@@ -25,6 +25,44 @@ pub struct Labels(BTreeMap<String, String>);
 )]
 pub struct InvalidLabels;
 
+impl Labels {
+    /// None.
+    pub const NONE: Self = Self(BTreeMap::new());
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether each label of `selector` is among them, with its value.
+    #[must_use]
+    pub fn have(&self, selector: &Self) -> bool {
+        selector.0.iter().all(|(key, value)| self.0.get(key) == Some(value))
+    }
+
+    /// These with those of `over`, which win.
+    #[must_use]
+    pub fn overridden_by(mut self, over: &Self) -> Self {
+        self.0.extend(over.0.iter().map(|(key, value)| (key.clone(), value.clone())));
+        self
+    }
+
+    /// These with each key that `changes` names set, or taken away where there is no value.
+    ///
+    /// # Errors
+    /// What comes of it is not valid.
+    pub fn changed(mut self, changes: BTreeMap<String, Option<String>>) -> Result<Self, InvalidLabels> {
+        for (key, value) in changes {
+            match value {
+                Some(value) => drop(self.0.insert(key, value)),
+                None => drop(self.0.remove(&key)),
+            }
+        }
+        self.0.try_into()
+    }
+}
+
 impl FromStr for Labels {
     type Err = InvalidLabels;
 
@@ -82,5 +120,34 @@ mod tests {
         check("zone=ü", None);
         check(&format!("zone={}", "a".repeat(64)), None);
         check(&(0..33).map(|number| format!("l{number}=a,")).collect::<String>(), None);
+    }
+
+    #[test]
+    fn selectors() {
+        let check = |labels: &str, selector: &str, expected| {
+            let [labels, selector] = [labels, selector].map(|text| text.parse::<Labels>().unwrap());
+            assert_eq!(labels.have(&selector), expected, "{labels}: {selector}");
+        };
+        check("", "", true);
+        check("zone=a", "", true);
+        check("zone=a,gpu=true", "gpu=true", true);
+        check("zone=a,gpu=false", "gpu=true", false);
+        check("zone=a", "gpu=true", false);
+        check("zone=a", "zone=a,gpu=true", false);
+    }
+
+    #[test]
+    fn changes() {
+        let check = |changes: &[(&str, Option<&str>)], expected: Option<&str>| {
+            let changes = changes.iter().map(|(key, value)| ((*key).to_owned(), value.map(str::to_owned))).collect();
+            let labels = "zone=a,disk=ssd".parse::<Labels>().unwrap().changed(changes);
+            assert_eq!(labels.ok().map(|labels| labels.to_string()).as_deref(), expected);
+        };
+        check(&[], Some("disk=ssd,zone=a"));
+        check(&[("gpu", Some("true")), ("zone", None), ("none", None)], Some("disk=ssd,gpu=true"));
+        check(&[("zone", Some("b"))], Some("disk=ssd,zone=b"));
+        check(&[("", Some("b"))], None);
+        let over = "zone=a,disk=ssd".parse::<Labels>().unwrap().overridden_by(&"zone=b,gpu=true".parse().unwrap());
+        assert_eq!(over.to_string(), "disk=ssd,gpu=true,zone=b");
     }
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use crate::function::{Access, Contract, Limits};
+use crate::labels::Labels;
 use crate::names::RuntimeName;
 
 /// The manifest's file name, at the archive's root.
@@ -39,6 +40,9 @@ pub struct Manifest {
     pub egress: Option<bool>,
     /// How old an answer to a GET may be that is sent while a sandbox is started, in milliseconds; 0 or absent: none is.
     pub stale_while_cold_ms: Option<u32>,
+    /// The labels that a node must have for it; any node will do when absent.
+    #[serde(default)]
+    pub node_selector: Labels,
     /// Environment variables.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
@@ -109,7 +113,7 @@ impl Manifest {
         manifest.checked("settings")
     }
 
-    /// `self` with everything that `over` names taken from `over`; environments are joined.
+    /// `self` with everything that `over` names taken from `over`; environments and selectors are joined.
     #[must_use]
     pub fn overridden_by(self, over: Self) -> Self {
         let mut env = self.env;
@@ -126,6 +130,7 @@ impl Manifest {
             min_warm: over.min_warm.or(self.min_warm),
             egress: over.egress.or(self.egress),
             stale_while_cold_ms: over.stale_while_cold_ms.or(self.stale_while_cold_ms),
+            node_selector: self.node_selector.overridden_by(&over.node_selector),
             env,
         }
     }
@@ -268,6 +273,9 @@ mod tests {
     fn fields() {
         check("", Ok(()));
         check("runtime = 'python'\nentrypoint = 'a.py'\naccess = 'public'\n[env]\nA = 'b'", Ok(()));
+        check("[node_selector]\ngpu = 'true'\nzone = 'a'", Ok(()));
+        check("[node_selector]\ngpu = true", Err("expected a string"));
+        check("[node_selector]\n'g p u' = 'true'", Err("labels are written"));
         check("color = 'red'", Err("unknown field `color`"));
         check("contract = 'http'\nidle_timeout_ms = 1000", Ok(()));
         check("timeout_ms = 0", Err("at least 1"));

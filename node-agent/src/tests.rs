@@ -99,6 +99,7 @@ impl Kept {
             contract: common::function::Contract::File,
             egress: false,
             stale_while_cold_ms: 0,
+            node_selector: common::labels::Labels::NONE,
         };
         self.deployments.lock().unwrap().insert(spec.deployment, spec.clone());
         spec

@@ -25,12 +25,22 @@ pub struct Node {
     pub name: String,
     /// What its agent said of it last.
     pub labels: Labels,
+    /// What the operator says of it, which wins.
+    pub given_labels: Labels,
     /// What the operator lets it do.
     pub duty: Duty,
     /// The certificate that it got last; `None` on the gateway's own machine.
     pub certificate: Option<CertificateFacts>,
     /// When it was linked last.
     pub last_seen_at: Option<DateTime<Utc>>,
+}
+
+impl Node {
+    /// Its labels, whoever says so.
+    #[must_use]
+    pub fn all_labels(&self) -> Labels {
+        self.labels.clone().overridden_by(&self.given_labels)
+    }
 }
 
 /// What is kept of a node's certificate.
@@ -103,6 +113,7 @@ pub(crate) struct NodeRow {
     id: Uuid,
     name: String,
     labels: String,
+    given_labels: String,
     duty: String,
     certificate_serial: Option<String>,
     certificate_expires_at: Option<NaiveDateTime>,
@@ -111,7 +122,12 @@ pub(crate) struct NodeRow {
 
 /// Every [`NodeRow`].
 pub(crate) const NODES: &str =
-    "SELECT id, name, labels, duty, certificate_serial, certificate_expires_at, last_seen_at FROM nodes ORDER BY id";
+    "SELECT id, name, labels, given_labels, duty, certificate_serial, certificate_expires_at, last_seen_at FROM nodes
+     ORDER BY id";
+
+/// Replaces the labels `$2` of the node `$1` by `$3`.
+pub(crate) const LABEL: &str =
+    "UPDATE nodes SET given_labels = $3 WHERE id = $1 AND given_labels = $2 AND duty <> 'removed'";
 
 impl TryFrom<NodeRow> for Node {
     type Error = Error;
@@ -123,6 +139,7 @@ impl TryFrom<NodeRow> for Node {
             id: row.id.into(),
             name: row.name,
             labels: row.labels.parse().map_err(|_| Error::Damaged("label"))?,
+            given_labels: row.given_labels.parse().map_err(|_| Error::Damaged("label"))?,
             duty: Duty::of_word(&row.duty).ok_or(Error::Damaged("duty"))?,
             certificate: certificate.map(|(serial, expires_at)| CertificateFacts { serial, expires_at }),
             last_seen_at: row.last_seen_at.as_ref().map(NaiveDateTime::and_utc),

@@ -170,6 +170,8 @@ pub struct NewDeployment {
     pub egress: bool,
     /// How old an answer may be that is sent while a sandbox is started, in milliseconds; 0: none is.
     pub stale_while_cold_ms: u32,
+    /// The labels that a node must have for it.
+    pub node_selector: Labels,
 }
 
 impl NewDeployment {
@@ -187,6 +189,7 @@ impl NewDeployment {
             env: self.env,
             egress: self.egress,
             stale_while_cold_ms: self.stale_while_cold_ms,
+            node_selector: self.node_selector,
         }
     }
 }
@@ -353,6 +356,8 @@ pub trait Store: RecordSink {
     async fn nodes_seen(&self, gateway: GatewayId, ids: &[NodeId]) -> Result<(), Error>;
     /// Which nodes were noted to be linked to which gateways in the last `seconds`, by the database's clock.
     async fn node_links(&self, seconds: u32) -> Result<Vec<(NodeId, GatewayId)>, Error>;
+    /// Gives a node these labels in place of `before`, which the operator gave it; false when it has others by now.
+    async fn label_node(&self, id: NodeId, before: &Labels, labels: &Labels) -> Result<bool, Error>;
     /// Changes what a node may do. [`Error::NotFound`] when there is none, or it was removed.
     async fn set_duty(&self, id: NodeId, duty: Duty) -> Result<(), Error>;
     /// Deletes join tokens that expired a day ago, links that were noted last before that, and removed nodes whose

@@ -77,7 +77,7 @@ macro_rules! select_functions {
                ) AS building,
                d.id AS deployment_id, d.version, d.runtime, d.entrypoint, d.archive, d.archive_root, d.access,
                d.contract, d.idle_timeout_ms, d.timeout_ms, d.memory_mb, d.concurrency, d.min_warm, d.env, d.egress,
-               d.stale_while_cold_ms
+               d.stale_while_cold_ms, d.node_selector
              FROM functions f
              JOIN users u ON u.id = f.owner_id
              LEFT JOIN function_deployments d ON d.function_id = f.id AND d.version = f.active_version ",
@@ -123,6 +123,7 @@ pub(crate) struct FunctionRow {
     env: Option<Json<BTreeMap<String, String>>>,
     egress: Option<bool>,
     stale_while_cold_ms: Option<i32>,
+    node_selector: Option<String>,
 }
 
 impl TryFrom<FunctionRow> for Function {
@@ -172,6 +173,7 @@ fn active(deployment: Uuid, row: &mut FunctionRow) -> Result<ActiveDeployment, E
         env: row.env.take().ok_or(Error::Damaged("environment"))?.0,
         egress: row.egress.ok_or(Error::Damaged("egress flag"))?,
         stale_while_cold_ms: number(row.stale_while_cold_ms, "age of stale answers")?,
+        node_selector: text(&mut row.node_selector, "selector")?.parse().map_err(|_| Error::Damaged("selector"))?,
     };
     Ok(ActiveDeployment { spec, access: access(&text(&mut row.access, "access mode")?)? })
 }

@@ -332,6 +332,8 @@ async fn cordon_and_drain() -> Result<()> {
         Ok(fleet.nodes().await?.iter().any(|node| node["warm"] == 1).then_some(()))
     })
     .await?;
+    ensure!(fleet.node(&["label", "one", "gpu=true"])?.contains("gpu=true,zone=a"));
+    ensure!(fleet.node(&["label", "one", "zone=b", "gpu-"])?.contains("has the labels zone=b\n"));
     ensure!(fleet.node(&["cordon", "one"])?.contains("is cordoned"));
     fleet.operator.invoke("slow", json!(0)).await?.expect(200)?;
     fleet.operator.invoke("cold", json!({})).await?.expect_error(503, "no_node")?;

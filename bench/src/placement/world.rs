@@ -111,6 +111,7 @@ fn function(place: usize, random: &mut Random) -> Function {
         env: BTreeMap::new(),
         egress: false,
         stale_while_cold_ms: 0,
+        node_selector: common::labels::Labels::NONE,
     };
     Function { place, spec }
 }

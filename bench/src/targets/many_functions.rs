@@ -102,6 +102,7 @@ async fn fill(data_dir: &Path, count: usize) -> Result<()> {
             env: Default::default(),
             egress: false,
             stale_while_cold_ms: 0,
+            node_selector: common::labels::Labels::NONE,
         };
         let pending = store.create_deployment(new).await?;
         store.activate_deployment(pending.spec.deployment, 1).await?;

@@ -34,13 +34,17 @@ pub(crate) struct Args {
     /// The function's name; default: the folder's.
     #[arg(long)]
     name: Option<FunctionName>,
-    /// A setting that wins over `dartcloud.toml`, such as `access=public` or `env.GREETING=hello`; may be repeated.
+    /// A setting that wins over `dartcloud.toml`, such as `access=public`, `env.GREETING=hello` or
+    /// `node_selector.gpu=true`; may be repeated.
     #[arg(long, value_name = "KEY=VALUE", value_parser = setting)]
     set: Vec<(String, Value)>,
     /// Print the server's answer as it is, and no build log.
     #[arg(long)]
     json: bool,
 }
+
+/// The settings that are tables.
+const TABLES: [&str; 2] = ["env", "node_selector"];
 
 /// Reads one `--set`, and lets [`Manifest`] judge it, so that a wrong one is told before anything is uploaded.
 fn setting(text: &str) -> Result<(String, Value), String> {
@@ -58,15 +62,16 @@ fn setting(text: &str) -> Result<(String, Value), String> {
 
 /// All `--set` as the JSON object that the server takes.
 fn settings(set: &[(String, Value)]) -> Value {
-    let (mut settings, mut env) = (Map::new(), Map::new());
+    let mut settings = Map::new();
     for (key, value) in set {
-        match key.strip_prefix("env.") {
-            Some(name) => env.insert(name.to_owned(), value.clone()),
-            None => settings.insert(key.clone(), value.clone()),
-        };
-    }
-    if !env.is_empty() {
-        settings.insert("env".into(), Value::Object(env));
+        match key.split_once('.').filter(|(table, _)| TABLES.contains(table)) {
+            Some((table, name)) => {
+                if let Value::Object(table) = settings.entry(table).or_insert_with(|| Value::Object(Map::new())) {
+                    table.insert(name.to_owned(), value.clone());
+                }
+            }
+            None => drop(settings.insert(key.clone(), value.clone())),
+        }
     }
     Value::Object(settings)
 }

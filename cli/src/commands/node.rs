@@ -1,7 +1,8 @@
 //! `dartcloud node`: the machines of the fleet. `token` and `join` add one, the others operate it.
 
+use std::collections::BTreeMap;
+
 use anyhow::Context as _;
-use common::labels::Labels;
 use common::node_url::NodeUrl;
 use reqwest::Method;
 use serde::Deserialize;
@@ -12,6 +13,7 @@ use crate::{failure, output, progress};
 mod doctor;
 mod drain;
 pub(crate) mod join;
+mod label;
 
 /// The options of `node`.
 #[derive(Debug, clap::Args)]
@@ -30,6 +32,8 @@ enum Command {
     Doctor(Box<doctor::Args>),
     /// Show the nodes.
     List(ListArgs),
+    /// Give a node labels, or take them away, for functions that ask for them by `node_selector`.
+    Label(label::Args),
     /// Give a node no more calls, but for what is warm there and nowhere else.
     Cordon(NodeArgs),
     /// Give a node calls again.
@@ -74,6 +78,7 @@ pub(crate) fn run(args: Args, wait: impl Fn(WaitFor) -> anyhow::Result<()>) -> a
         Command::Doctor(args) => wait(Box::pin(doctor::run(*args))),
         Command::Token(args) => wait(Box::pin(token(args))),
         Command::List(args) => wait(Box::pin(list(args))),
+        Command::Label(args) => wait(Box::pin(label::run(args))),
         Command::Cordon(args) => wait(Box::pin(order(args, "cordon"))),
         Command::Uncordon(args) => wait(Box::pin(order(args, "uncordon"))),
         Command::Drain(args) => wait(Box::pin(drain::run(args))),
@@ -115,7 +120,7 @@ struct Node {
     name: String,
     /// An older server does not say.
     #[serde(default)]
-    labels: Labels,
+    labels: BTreeMap<String, String>,
     state: String,
     protocol: Option<u32>,
     busy: Option<u32>,
@@ -158,6 +163,7 @@ async fn list(args: ListArgs) -> anyhow::Result<()> {
 }
 
 fn row(node: Node) -> Vec<String> {
+    let labels = labelled(&node);
     let memory = node.memory_used_mb.zip(node.memory_total_mb).map(|(used, total)| format!("{used}/{total} MiB"));
     let known = [
         node.protocol.map(|number| number.to_string()),
@@ -168,9 +174,13 @@ fn row(node: Node) -> Vec<String> {
         node.certificate_expires_at,
     ];
     let known = known.map(|cell| cell.unwrap_or_else(|| "-".into()));
-    let labels = node.labels.to_string();
-    let labels = if labels.is_empty() { "-".to_owned() } else { labels };
     [vec![node.id, node.name, labels, node.state], known.to_vec()].concat()
+}
+
+/// A node's labels, as they are written.
+fn labelled(node: &Node) -> String {
+    let labels: Vec<_> = node.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    if labels.is_empty() { "-".to_owned() } else { labels.join(",") }
 }
 
 /// The node that `wanted` names, among all.

@@ -7,6 +7,7 @@ use axum::Json;
 use axum::extract::State as Extract;
 use common::function::{Access, Limits, Status};
 use common::ids::{FunctionId, UserId};
+use common::labels::Labels;
 use common::names::{FunctionName, RuntimeName};
 use serde::Serialize;
 use store::Function;
@@ -32,6 +33,8 @@ pub(crate) struct View {
     access: Option<Access>,
     #[serde(skip_serializing_if = "Option::is_none")]
     stale_while_cold_ms: Option<u32>,
+    #[serde(skip_serializing_if = "Labels::is_empty")]
+    node_selector: Labels,
     url: String,
     limits: Option<Limits>,
     created_at: String,
@@ -52,6 +55,7 @@ impl View {
             idle_timeout_ms: active.as_ref().and_then(|active| active.spec.contract.idle_timeout_ms()),
             access: active.as_ref().map(|active| active.access),
             stale_while_cold_ms: active.as_ref().map(|active| active.spec.stale_while_cold_ms).filter(|ms| *ms > 0),
+            node_selector: active.as_ref().map(|active| active.spec.node_selector.clone()).unwrap_or_default(),
             url,
             limits: active.as_ref().map(|active| active.spec.limits),
             created_at: rfc3339(function.created_at),

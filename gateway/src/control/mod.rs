@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state};
-use axum::routing::{delete, get, post};
+use axum::routing::{get, patch, post};
 use common::archive::Caps;
 use common::ids::GatewayId;
 use common::manifest::Ceilings;
@@ -166,7 +166,7 @@ pub(crate) fn router(state: Arc<State>) -> Router {
         .route("/api/invocations/{id}", get(invocations::story))
         .route("/api/nodes", get(nodes::list))
         .route("/api/nodes/tokens", post(nodes::invite))
-        .route("/api/nodes/{id}", delete(nodes::remove))
+        .route("/api/nodes/{id}", patch(nodes::label).delete(nodes::remove))
         .route("/api/nodes/{id}/cordon", post(nodes::cordon))
         .route("/api/nodes/{id}/uncordon", post(nodes::uncordon))
         .route("/api/nodes/{id}/drain", post(nodes::drain))

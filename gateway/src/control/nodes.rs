@@ -16,7 +16,7 @@ use super::State;
 use super::auth::rfc3339;
 use super::caller::Operator;
 use super::error::Failure;
-use super::request::{Key, Origin};
+use super::request::{Fields, Key, Origin};
 use crate::fleet::health::Health;
 use crate::fleet::{Linked, roster};
 
@@ -120,10 +120,11 @@ fn view(state: &State, linked: Option<&Linked>, is_elsewhere: bool, node: Node) 
     // The node says twice a second what it has under way; what we have just sent it, we know better.
     let busy = |linked: &Linked| linked.state.busy.max(state.fleet.in_use(&linked.link));
     let handover = linked.and_then(|linked| linked.handover);
+    let labels = node.all_labels();
     View {
         id: node.id,
         name: node.name,
-        labels: node.labels,
+        labels,
         state: word(linked.map(|linked| linked.health), is_elsewhere, node.duty),
         local: node.certificate.is_none(),
         protocol: linked.map(|linked| linked.protocol),
@@ -163,6 +164,26 @@ pub(crate) async fn remove(state: Extract<Arc<State>>, _: Operator, key: Key) ->
         return Err(Failure::new(Code::Conflict, sentence));
     }
     change(&state, &key, Duty::Removed).await
+}
+
+/// `PATCH /api/nodes/{id}` `{"labels": {"gpu": "true", "zone": null}}`: gives a node labels, which win over what its agent
+/// says, and takes them away.
+pub(crate) async fn label(
+    Extract(state): Extract<Arc<State>>,
+    _: Operator,
+    key: Key,
+    mut fields: Fields,
+) -> Result<StatusCode, Failure> {
+    let (id, changes) = (node_id(&key)?, fields.texts("labels")?);
+    let known = state.store.nodes().await?.into_iter().find(|node| node.id == id && node.duty != Duty::Removed);
+    let before = known.ok_or_else(|| Failure::not_found("the node"))?.given_labels;
+    let labels = before.clone().changed(changes).map_err(|error| Failure::new(Code::Invalid, error.to_string()))?;
+    if !state.store.label_node(id, &before, &labels).await? {
+        return Err(Failure::new(Code::Conflict, "somebody else gave the node labels at the same moment: try again"));
+    }
+    roster::reload(&state.fleet, &*state.store).await?;
+    tracing::info!(node = %id, %labels, "the operator labels a node");
+    Ok(StatusCode::NO_CONTENT)
 }
 
 async fn change(state: &State, key: &Key, duty: Duty) -> Result<StatusCode, Failure> {

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use common::archive::Contents;
 use common::error::Code;
 use common::function::{Access, Contract, Limits};
+use common::labels::Labels;
 use common::manifest::{Ceilings, Manifest};
 use common::runtime::{Detected, Runtimes};
 
@@ -22,6 +23,7 @@ pub(crate) struct Plan {
     pub(crate) env: BTreeMap<String, String>,
     pub(crate) egress: bool,
     pub(crate) stale_while_cold_ms: u32,
+    pub(crate) node_selector: Labels,
     /// What the user should know: a sentence for each wish that a ceiling cut.
     pub(crate) messages: Vec<String>,
 }
@@ -59,6 +61,7 @@ impl Plan {
             env: manifest.env,
             egress,
             stale_while_cold_ms,
+            node_selector: manifest.node_selector,
             messages,
         })
     }

@@ -173,6 +173,7 @@ fn new_deployment(
         env: plan.env.clone(),
         egress: plan.egress,
         stale_while_cold_ms: plan.stale_while_cold_ms,
+        node_selector: plan.node_selector.clone(),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Requests read at the door: a JSON object's fields, a query's parameters and a path's key become values that cannot
 //! be wrong, or a sentence that names the one that is.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::str::FromStr;
 use std::time::Duration;
@@ -46,6 +47,17 @@ impl Fields {
             Some(_) => Err(Failure::new(Code::Invalid, format!("the field `{name}` must be a string"))),
             None => Err(Failure::new(Code::Invalid, format!("the field `{name}` is missing"))),
         }
+    }
+}
+
+impl Fields {
+    /// The object called `name`, of texts, or `null` in place of one.
+    pub(crate) fn texts(&mut self, name: &str) -> Result<BTreeMap<String, Option<String>>, Failure> {
+        let Some(value) = self.0.remove(name) else {
+            return Err(Failure::new(Code::Invalid, format!("the field `{name}` is missing")));
+        };
+        let sentence = format!("the field `{name}` must be an object of strings, or `null` for what is to go");
+        serde_json::from_value(value).map_err(|_| Failure::new(Code::Invalid, sentence))
     }
 }
 

@@ -309,10 +309,10 @@ impl Edge {
         permit.fill(slot);
         let placed = match &once {
             None => self.fleet.placed(&route.spec).await,
-            Some(key) => self.fleet.home(key, route.spec.deployment).await,
+            Some(key) => self.fleet.home(key, &route.spec).await,
         };
         let Some((link, seat)) = placed else {
-            return Err(PublicError::new(Code::NoNode, "no node is linked: try again in a moment"));
+            return Err(PublicError::new(Code::NoNode, self.fleet.refusal(&route.spec).to_string()));
         };
         permit.sit(seat);
         let (id, so_far) = (receipt.id_text.clone(), receipt.watch.so_far());

@@ -4,23 +4,26 @@
 //! nodes come and go. Of the first [`RANKED`] it gets one that carries no more than its share, by its CPUs; of those one
 //! that has the version warm, else one whose memory has room for it; of those the first.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use common::function::DeploymentSpec;
 use common::ids::{DeploymentId, NodeId};
+use common::labels::Labels;
 use common::protocol::NodeState;
 use store::fleet::Duty;
+
+mod ranking;
+
+use ranking::hash;
+pub(crate) use ranking::home;
+pub use ranking::{Ranking, Rankings};
 
 /// How much more than the mean a node may carry before calls go elsewhere, in percent.
 const BOUND_PERCENT: u64 = 125;
 
 /// Nodes that a function's calls are placed on as long as one of them has room. Sandboxes that are kept warm are there.
 pub const RANKED: usize = 16;
-
-/// Rankings that a thread keeps: about 100 bytes each.
-const MAX_RANKINGS: usize = 16_384;
 
 /// Calls that are under way on a node.
 #[derive(Debug, Default)]
@@ -80,6 +83,10 @@ pub struct Candidate {
     pub is_avoided: bool,
     /// Of one that is drained, the versions that it still gets calls of until they are warm elsewhere; sorted.
     pub hands_over: Vec<DeploymentId>,
+    /// What it is or has, as the operator says.
+    pub labels: Arc<Labels>,
+    /// Another number for other labels.
+    pub labelled: u64,
 }
 
 impl Candidate {
@@ -91,9 +98,9 @@ impl Candidate {
         self.hands_over.binary_search(&deployment).is_ok()
     }
 
-    /// Whether it gets calls of a version.
-    fn takes(&self, deployment: DeploymentId) -> bool {
-        self.is_active() || self.hands_over(deployment)
+    /// Whether it gets such calls.
+    fn takes(&self, wanted: &Wanted<'_>) -> bool {
+        (self.is_active() || self.hands_over(wanted.deployment)) && self.labels.have(wanted.selector)
     }
 
     fn has_warm(&self, deployment: DeploymentId) -> bool {
@@ -103,18 +110,19 @@ impl Candidate {
 
 /// What is to be placed.
 #[derive(Clone, Copy, Debug)]
-pub struct Wanted {
+pub struct Wanted<'a> {
     key: u128,
     deployment: DeploymentId,
     memory_mb: u64,
+    selector: &'a Labels,
 }
 
-impl Wanted {
+impl<'a> Wanted<'a> {
     /// A call or a build of a version.
     #[must_use]
-    pub fn of(spec: &DeploymentSpec) -> Self {
+    pub fn of(spec: &'a DeploymentSpec) -> Self {
         let memory_mb = spec.limits.memory_mb.into();
-        Self { key: key(spec), deployment: spec.deployment, memory_mb }
+        Self { key: key(spec), deployment: spec.deployment, memory_mb, selector: &spec.node_selector }
     }
 }
 
@@ -173,29 +181,30 @@ impl View {
         let size = |node| if is_taken(&node) { known.next() } else { None };
         let (weights, cpus): (Vec<_>, Vec<_>) = nodes.iter().map(size).map(Option::unwrap_or_default).unzip();
         let order = nodes.iter().zip(&weights).fold(0, |order: u64, (node, weight)| {
-            order.rotate_left(5).wrapping_add(hash(node.node, weight.to_bits().into()))
+            let facts = u128::from(weight.to_bits()) | u128::from(node.labelled) << 64;
+            order.rotate_left(5).wrapping_add(hash(node.node, facts))
         });
         Self { all_cpus: cpus.iter().sum(), nodes, weights, cpus, load, order }
     }
 
     /// The place of the best node for `wanted`. `None` when there is none at all.
     #[must_use]
-    pub fn choose(&self, wanted: &Wanted, rankings: &mut Rankings) -> Option<usize> {
+    pub fn choose(&self, wanted: &Wanted<'_>, rankings: &mut Rankings) -> Option<usize> {
         if let [node] = &self.nodes[..] {
-            return (node.takes(wanted.deployment) || self.last_resort(wanted, None).is_some()).then_some(0);
+            return (node.takes(wanted) || self.last_resort(wanted, None).is_some()).then_some(0);
         }
-        self.best(wanted, rankings.of(self, wanted.key), None)
+        self.best(wanted, rankings.of(self, wanted), None)
     }
 
     /// The same without the node `failed`.
     #[must_use]
-    pub fn choose_other(&self, wanted: &Wanted, failed: NodeId) -> Option<usize> {
+    pub fn choose_other(&self, wanted: &Wanted<'_>, failed: NodeId) -> Option<usize> {
         let without = |(node, weight)| (node, if node == failed { 0.0 } else { weight });
-        let ranking = Ranking::of(self.weighted().map(without), wanted.key);
+        let ranking = Ranking::of(self.weighted(wanted.selector).map(without), wanted.key);
         self.best(wanted, ranking, Some(failed))
     }
 
-    fn best(&self, wanted: &Wanted, ranking: Ranking, failed: Option<NodeId>) -> Option<usize> {
+    fn best(&self, wanted: &Wanted<'_>, ranking: Ranking, failed: Option<NodeId>) -> Option<usize> {
         // One call more than now is always allowed, else an idle fleet would take none.
         let bound = (self.load.now() + 1).saturating_mul(BOUND_PERCENT);
         let mut best: Option<(Fitness, usize)> = None;
@@ -215,32 +224,36 @@ impl View {
         // A function that fills all of its own: from a place on that is its own, too, so that its calls stay together.
         let (count, start) = (self.nodes.len(), hash(self.nodes[0].node, wanted.key) as usize);
         let mut round = (0..count).map(|step| (start % count + step) % count);
-        let may = |node: &Candidate| failed != Some(node.node) && node.takes(wanted.deployment);
+        let may = |node: &Candidate| failed != Some(node.node) && node.takes(wanted);
         Some(round.find(|place| may(&self.nodes[*place]) && self.has_share_left(*place, bound)).unwrap_or(place))
     }
 
     /// Where `wanted` goes on when a node that has it warm is drained: the best one that has it warm, too, or has room
     /// for it. `None` when there is none.
     #[must_use]
-    pub fn successor(&self, wanted: &Wanted) -> Option<usize> {
+    pub fn successor(&self, wanted: &Wanted<'_>) -> Option<usize> {
         let bound = (self.load.now() + 1).saturating_mul(BOUND_PERCENT);
-        let weight = |(node, weight): (&Candidate, &f64)| (node.node, if node.is_active() { *weight } else { 0.0 });
-        let ranking = Ranking::of(self.nodes.iter().zip(&self.weights).map(weight), wanted.key);
+        let stays = |(node, weight): (&Candidate, (NodeId, f64))| if node.is_active() { weight } else { (node.node, 0.0) };
+        let weighted = self.nodes.iter().zip(self.weighted(wanted.selector)).map(stays);
+        let ranking = Ranking::of(weighted, wanted.key);
         let fit = ranking.places().filter_map(|place| Some((self.fitness(place, wanted, bound)?, place)));
         let fit = fit.filter(|(fitness, _)| fitness.is_warm || fitness.space > Space::No);
         fit.reduce(|best, next| if next.0 > best.0 { next } else { best }).map(|(_, place)| place)
     }
 
     /// Where no node is active: a cordoned one, for what is warm there.
-    fn last_resort(&self, wanted: &Wanted, failed: Option<NodeId>) -> Option<usize> {
-        let takes = |node: &Candidate| node.duty == Duty::Cordoned && node.has_warm(wanted.deployment);
+    fn last_resort(&self, wanted: &Wanted<'_>, failed: Option<NodeId>) -> Option<usize> {
+        let takes = |node: &Candidate| {
+            node.duty == Duty::Cordoned && node.has_warm(wanted.deployment) && node.labels.have(wanted.selector)
+        };
         self.nodes.iter().position(|node| takes(node) && Some(node.node) != failed)
     }
 
     /// The node at the top of the ranking for `key`.
     #[must_use]
     pub fn home(&self, key: u128) -> Option<NodeId> {
-        self.ranking(key).places().next().map(|place| self.nodes[place].node)
+        let ranking = Ranking::of(self.weighted(&Labels::NONE), key);
+        ranking.places().next().map(|place| self.nodes[place].node)
     }
 
     /// Takes a seat on the node at `place`. Nobody counts where there is one node only.
@@ -255,12 +268,16 @@ impl View {
         Some(seat)
     }
 
-    fn ranking(&self, key: u128) -> Ranking {
-        Ranking::of(self.weighted(), key)
+    fn ranking(&self, wanted: &Wanted<'_>) -> Ranking {
+        Ranking::of(self.weighted(wanted.selector), wanted.key)
     }
 
-    fn weighted(&self) -> impl Iterator<Item = (NodeId, f64)> {
-        self.nodes.iter().map(|node| node.node).zip(self.weights.iter().copied())
+    /// The nodes with their weights; 0 of one that has not the labels.
+    fn weighted(&self, selector: &Labels) -> impl Iterator<Item = (NodeId, f64)> {
+        let weight = move |(node, weight): (&Candidate, &f64)| {
+            (node.node, if node.labels.have(selector) { *weight } else { 0.0 })
+        };
+        self.nodes.iter().zip(&self.weights).map(weight)
     }
 
     fn has_share_left(&self, place: usize, bound: u64) -> bool {
@@ -269,8 +286,8 @@ impl View {
     }
 
     /// `None` of one that does not get such calls.
-    fn fitness(&self, place: usize, wanted: &Wanted, bound: u64) -> Option<Fitness> {
-        let node = self.nodes.get(place).filter(|node| node.takes(wanted.deployment))?;
+    fn fitness(&self, place: usize, wanted: &Wanted<'_>, bound: u64) -> Option<Fitness> {
+        let node = self.nodes.get(place).filter(|node| node.takes(wanted))?;
         Some(Fitness {
             // What is handed over does not begin cold elsewhere meanwhile.
             has_share_left: self.has_share_left(place, bound) || node.hands_over(wanted.deployment),
@@ -303,83 +320,6 @@ fn known_or_mean(values: impl Iterator<Item = u64> + Clone) -> Vec<u64> {
     let (sum, count) = known.fold((0_u64, 0), |(sum, count), value| (sum.saturating_add(value), count + 1));
     let mean = sum.checked_div(count).unwrap_or(1).max(1);
     values.map(|value| if value == 0 { mean } else { value }).collect()
-}
-
-/// The first nodes in the order that a key puts them in.
-#[derive(Clone, Copy, Debug)]
-pub struct Ranking {
-    places: [u32; RANKED],
-    count: usize,
-}
-
-impl Ranking {
-    /// The ranking of `nodes`, each with its weight, without those that have none: a node with twice the weight is first for twice the keys. When a
-    /// node comes or goes, only its own keys move.
-    pub fn of(nodes: impl Iterator<Item = (NodeId, f64)>, key: u128) -> Self {
-        let (mut scores, mut places, mut count) = ([0.0; RANKED], [0; RANKED], 0);
-        for (place, (node, weight)) in (0..).zip(nodes).filter(|(_, (_, weight))| *weight > 0.0) {
-            let score = score(node, weight, key);
-            let rank = scores[..count].partition_point(|other| *other >= score);
-            if rank == RANKED {
-                continue;
-            }
-            count = (count + 1).min(RANKED);
-            scores[rank..count].rotate_right(1);
-            places[rank..count].rotate_right(1);
-            (scores[rank], places[rank]) = (score, place);
-        }
-        Self { places, count }
-    }
-
-    /// The places of the nodes, the best first.
-    pub fn places(&self) -> impl Iterator<Item = usize> {
-        self.places.into_iter().take(self.count).map(|place| place as usize)
-    }
-}
-
-/// The rankings that one thread has made of the nodes as they are: in a large fleet one costs more than a call.
-#[derive(Debug, Default)]
-pub struct Rankings {
-    order: u64,
-    by_key: HashMap<u128, Ranking>,
-}
-
-impl Rankings {
-    fn of(&mut self, view: &View, key: u128) -> Ranking {
-        if self.order != view.order {
-            self.by_key.clear();
-            self.order = view.order;
-        }
-        if let Some(ranking) = self.by_key.get(&key) {
-            return *ranking;
-        }
-        if self.by_key.len() >= MAX_RANKINGS {
-            self.by_key.clear();
-        }
-        let ranking = view.ranking(key);
-        self.by_key.insert(key, ranking);
-        ranking
-    }
-}
-
-/// The node that something with the hash `key` is at, whatever that node carries or has.
-pub(crate) fn home(nodes: impl Iterator<Item = NodeId>, key: u128) -> Option<NodeId> {
-    nodes.max_by_key(|node| hash(*node, key))
-}
-
-/// Weighted rendezvous hashing: each node draws a number between 0 and 1 for the key.
-fn score(node: NodeId, weight: f64, key: u128) -> f64 {
-    let drawn = ((hash(node, key) >> 12) as f64 + 0.5) / (1_u64 << 52) as f64;
-    weight / -drawn.ln()
-}
-
-fn hash(node: NodeId, key: u128) -> u64 {
-    let node = node.uuid().as_u128();
-    let mixed = (node ^ key.rotate_left(64)).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835);
-    let folded = (mixed >> 64) as u64 ^ mixed as u64;
-    // The finisher of MurmurHash3, whose output bits each depend on all input bits.
-    let folded = (folded ^ (folded >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
-    folded ^ (folded >> 33)
 }
 
 #[cfg(test)]

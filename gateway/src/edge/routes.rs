@@ -272,6 +272,7 @@ mod tests {
                     contract: common::function::Contract::File,
                     egress: false,
                     stale_while_cold_ms: 0,
+                    node_selector: common::labels::Labels::NONE,
                 },
             }),
             created_at: chrono::Utc::now(),

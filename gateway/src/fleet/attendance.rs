@@ -1,10 +1,11 @@
 //! Which nodes are here, and how they are: what their streams and the ends of their calls say of it.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use common::ids::NodeId;
+use common::labels::Labels;
 use common::protocol::{GatewayMessage, Kind, NodeState};
 use tokio::sync::mpsc;
 
@@ -12,11 +13,21 @@ use super::health::{self, Failure, Health, Trust};
 use super::stock::NodeLink;
 use super::{Control, Fleet, MAX_ORDERS, Node, lock};
 
+/// Tells a node's labels from those before.
+static LABELLED: AtomicU64 = AtomicU64::new(1);
+
 impl Node {
     fn new(link: Arc<NodeLink>) -> Self {
         let trust = Trust::new(Instant::now());
         let (state, load) = (Arc::default(), Arc::default());
-        Self { link, control: None, state, load, is_suspected: false, trust, handover: None }
+        let (labels, labelled) = (Arc::default(), 0);
+        Self { link, control: None, state, load, is_suspected: false, trust, handover: None, labels, labelled }
+    }
+
+    pub(super) fn label(&mut self, labels: Labels) {
+        if *self.labels != labels {
+            (self.labels, self.labelled) = (Arc::new(labels), LABELLED.fetch_add(1, Ordering::Relaxed));
+        }
     }
 
     pub(super) fn health(&self) -> Health {
@@ -36,16 +47,20 @@ impl Fleet {
     /// The link for a connection of this life of a node. A control stream of another life than the last ends the last:
     /// all its connections close. Any other connection of another life is not taken.
     pub(super) fn link_of(&self, node: NodeId, epoch: u64, kind: Kind) -> Option<Arc<NodeLink>> {
-        let fresh = || Arc::new(NodeLink::new(node, epoch, self.pass_of(node)));
+        let fresh = || {
+            let mut fresh = Node::new(Arc::new(NodeLink::new(node, epoch, self.pass_of(node))));
+            fresh.label(self.labels(node));
+            fresh
+        };
         let mut nodes = lock(&self.0.nodes);
-        let entry = nodes.entry(node).or_insert_with(|| Node::new(fresh()));
+        let entry = nodes.entry(node).or_insert_with(fresh);
         if entry.link.epoch == epoch {
             return Some(entry.link.clone());
         }
         if kind != Kind::Control {
             return None;
         }
-        let former = std::mem::replace(entry, Node::new(fresh())).link;
+        let former = std::mem::replace(entry, fresh()).link;
         let link = entry.link.clone();
         self.redraw(&nodes);
         drop(nodes);

@@ -72,10 +72,10 @@ enum Broken {
 }
 
 pub(super) async fn order(fleet: &Fleet, spec: &DeploymentSpec) -> Result<BuildEvents, NoNode> {
-    let (link, seat) = fleet.placed(spec).await.ok_or(NoNode)?;
+    let (link, seat) = fleet.placed(spec).await.ok_or_else(|| fleet.refusal(spec))?;
     lock(&fleet.0.pending).insert(spec.deployment, Arc::new(spec.clone()));
     let pending = Pending { fleet: fleet.clone(), id: spec.deployment };
-    let lease = fleet.0.stocks.take(&fleet.0.control, &link).await.ok_or(NoNode)?;
+    let lease = fleet.0.stocks.take(&fleet.0.control, &link).await.ok_or(NoNode::Linked)?;
     let body = Bytes::from(serde_json::to_vec(spec).expect("a spec has string keys only"));
     let (sender, events) = mpsc::channel(MAX_EVENTS);
     let node = link.node;

@@ -45,9 +45,9 @@ impl Homes {
         self.0.store(Arc::new(noted));
     }
 
-    /// The home of `key`.
-    pub(super) fn of(&self, key: &Digest, now: Instant) -> Option<NodeId> {
-        of(&self.0.load(), key, now)
+    /// The home of `key` among the nodes that `may` be one.
+    pub(super) fn of(&self, key: &Digest, now: Instant, may: impl Fn(NodeId) -> bool) -> Option<NodeId> {
+        of(&self.0.load(), key, now, may)
     }
 }
 
@@ -71,9 +71,9 @@ fn noted(
     homes
 }
 
-fn of(homes: &[Home], key: &Digest, now: Instant) -> Option<NodeId> {
+fn of(homes: &[Home], key: &Digest, now: Instant, may: impl Fn(NodeId) -> bool) -> Option<NodeId> {
     let (first, _) = key.bytes().split_first_chunk().expect("a digest has 32 bytes");
-    let known = homes.iter().filter(|home| home.is_known(now)).map(|home| home.node);
+    let known = homes.iter().filter(|home| home.is_known(now)).map(|home| home.node).filter(|node| may(*node));
     placement::home(known, u128::from_be_bytes(*first))
 }
 
@@ -89,7 +89,8 @@ mod tests {
             |before: &[Home], linked: &[NodeId], now| noted(before, linked.iter().copied(), std::iter::empty(), now);
         let all = noted(&[], &nodes, begin);
         let keys: Vec<_> = (0..300).map(|n: u32| Digest::of(&n.to_be_bytes())).collect();
-        let places = |homes: &[Home], now| keys.iter().map(|key| of(homes, key, now).unwrap()).collect::<Vec<_>>();
+        let places =
+            |homes: &[Home], now| keys.iter().map(|key| of(homes, key, now, |_| true).unwrap()).collect::<Vec<_>>();
         let before = places(&all, begin);
         for node in &nodes {
             let share = before.iter().filter(|home| *home == node).count();
@@ -107,7 +108,9 @@ mod tests {
             assert!(*after != nodes[0] && (before == after || *before == nodes[0]));
         }
         assert_eq!(noted(&away, without, begin + AWAY_LIMIT).len(), 2);
-        assert_eq!(of(&[], &keys[0], begin), None);
+        assert_eq!(of(&[], &keys[0], begin, |_| true), None);
+        assert_eq!(of(&all, &keys[0], begin, |node| node == nodes[2]), Some(nodes[2]));
+        assert_eq!(of(&all, &keys[0], begin, |_| false), None);
     }
 
     #[test]

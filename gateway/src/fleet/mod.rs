@@ -11,6 +11,7 @@ use chrono::Utc;
 use common::digest::Digest;
 use common::function::DeploymentSpec;
 use common::ids::{DeploymentId, NodeId};
+use common::labels::Labels;
 use common::protocol::{GatewayMessage, NodeState, Warm};
 use store::fleet::{Duty, Node as KnownNode};
 use tokio::runtime::Handle;
@@ -57,10 +58,14 @@ const NODE_DEADLINE: Duration = Duration::from_secs(3);
 /// Longest time of a deploy, from its version's row to its place in the routes.
 const DEPLOY_LIMIT: chrono::TimeDelta = chrono::TimeDelta::minutes(20);
 
-/// No node can take the order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no node is linked: start a node agent, or wait until it has dialled in")]
-pub(crate) struct NoNode;
+/// No node can take a call or a build.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NoNode {
+    #[error("no node is linked that takes it: try again in a moment, or start a node agent")]
+    Linked,
+    #[error("no node that takes calls has the labels {0}, which `node_selector` asks for")]
+    Labelled(Labels),
+}
 
 /// The nodes that are linked. Cheap to clone.
 #[derive(Clone)]
@@ -107,6 +112,9 @@ struct Node {
     trust: Trust,
     /// Set once it is drained.
     handover: Option<Handover>,
+    labels: Arc<Labels>,
+    /// Another number for other labels.
+    labelled: u64,
 }
 
 struct Control {
@@ -132,6 +140,7 @@ pub(crate) struct Linked {
     pub(crate) health: Health,
     /// Of one that is drained.
     pub(crate) handover: Option<Progress>,
+    labels: Arc<Labels>,
 }
 
 /// The nodes that take calls, at one moment.
@@ -213,14 +222,28 @@ impl Fleet {
 
     /// The node for a call that runs once, known by `key`: always the same. `None` when that one is not linked in
     /// time, or is drained.
-    pub(crate) async fn home(&self, key: &Digest, deployment: DeploymentId) -> Option<(Arc<NodeLink>, Option<Seat>)> {
+    pub(crate) async fn home(&self, key: &Digest, spec: &DeploymentSpec) -> Option<(Arc<NodeLink>, Option<Seat>)> {
+        let selector = &spec.node_selector;
         self.once_linked(|| {
-            let home = self.0.homes.of(key, Instant::now())?;
+            let roster = self.0.roster.load();
+            let has_labels = |node| roster.get(&node).is_some_and(|node| node.all_labels().have(selector));
+            let home = self.0.homes.of(key, Instant::now(), |node| selector.is_empty() || has_labels(node))?;
             let picture = self.nodes();
             let place = picture.iter().position(|node| node.link.node == home && node.duty != Duty::Draining)?;
-            Some(picture.seated(place, deployment))
+            Some(picture.seated(place, spec.deployment))
         })
         .await
+    }
+
+    /// Why no node takes a call or a build of `spec` now.
+    pub(crate) fn refusal(&self, spec: &DeploymentSpec) -> NoNode {
+        let (selector, picture) = (&spec.node_selector, self.nodes());
+        let mut active = picture.iter().filter(|node| node.duty == Duty::Active).peekable();
+        if active.peek().is_some() && !active.any(|node| node.labels.have(selector)) {
+            NoNode::Labelled(selector.clone())
+        } else {
+            NoNode::Linked
+        }
     }
 
     async fn once_linked<T>(&self, look: impl Fn() -> Option<T>) -> Option<T> {
@@ -324,6 +347,7 @@ impl Fleet {
             } else if was_active {
                 node.handover = Some(Handover::new(Instant::now(), node.state.warm.iter().copied()));
             }
+            node.label(self.labels(*id));
         }
         self.redraw(&nodes);
     }
@@ -343,6 +367,10 @@ impl Fleet {
         self.0.stocks.in_use(link)
     }
 
+    fn labels(&self, node: NodeId) -> Labels {
+        self.0.roster.load().get(&node).map(KnownNode::all_labels).unwrap_or_default()
+    }
+
     fn pass_of(&self, node: NodeId) -> Arc<Pass> {
         lock(&self.0.passes).entry(node).or_default().clone()
     }
@@ -357,9 +385,9 @@ impl Fleet {
                 let is_avoided = health != Health::Well;
                 let hands_over = node.handover.iter().flat_map(Handover::left).collect();
                 let handover = node.handover.as_ref().map(Handover::progress);
-                let node = link.node;
-                let candidate = Candidate { node, state: state.clone(), load, duty, is_avoided, hands_over };
-                (Linked { link, state, duty, protocol, health, handover }, candidate)
+                let (id, labels, labelled) = (link.node, node.labels.clone(), node.labelled);
+                let linked = Linked { link, state: state.clone(), duty, protocol, health, handover, labels: labels.clone() };
+                (linked, Candidate { node: id, state, load, duty, is_avoided, hands_over, labels, labelled })
             })
             .collect();
         seen.sort_unstable_by_key(|(_, candidate)| candidate.node);

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use common::function::{Contract, DeploymentSpec};
 use common::ids::{DeploymentId, NodeId};
+use common::labels::Labels;
 use common::protocol::{GatewayMessage, MAX_KEPT, NodeState, Warm};
 use store::fleet::Duty;
 use tokio::time::{sleep_until, timeout};
@@ -15,14 +16,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::handover::{Handover, Move, Outlook, Standing};
 use super::{Fleet, Node, Picture, lock};
-use crate::edge::placement::{self, RANKED, Ranking, Wanted};
+use crate::edge::placement::{self, Ranking, Wanted};
 use crate::edge::routes::{Routes, Table};
 
 /// How long a new version waits to be warm before it serves all the same.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a version wants of the fleet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Wish {
     deployment: DeploymentId,
     /// What decides where its calls go.
@@ -31,13 +32,16 @@ pub(crate) struct Wish {
     sandboxes: u32,
     /// On one node.
     most: u32,
+    /// The labels that a node must have.
+    selector: Labels,
 }
 
 impl Wish {
     /// That of a version, if it has one.
     pub(crate) fn of(spec: &DeploymentSpec) -> Option<Self> {
         let (sandboxes, most) = (spec.limits.min_warm, most(spec));
-        (sandboxes > 0).then_some(Self { deployment: spec.deployment, key: placement::key(spec), sandboxes, most })
+        let (deployment, key) = (spec.deployment, placement::key(spec));
+        (sandboxes > 0).then(|| Self { deployment, key, sandboxes, most, selector: spec.node_selector.clone() })
     }
 }
 
@@ -50,15 +54,20 @@ fn most(spec: &DeploymentSpec) -> u32 {
     }
 }
 
-/// What each of `nodes`, which have so much memory, is to keep: the sandboxes of a version go in turn to the nodes on
-/// which its calls are placed.
-fn spread(nodes: &[(NodeId, u64)], wishes: &[Wish]) -> Vec<Vec<Warm>> {
+/// A node that keeps something: which, its memory, its labels.
+type Keeper = (NodeId, u64, Arc<Labels>);
+
+/// What each of `nodes` is to keep: the sandboxes of a version go in turn to the nodes on which its calls are placed.
+fn spread(nodes: &[Keeper], wishes: &[Wish]) -> Vec<Vec<Warm>> {
     let mut parts = vec![Vec::new(); nodes.len()];
-    let count = nodes.len().min(RANKED) as u32;
-    let weights = placement::weights(nodes.iter().map(|(_, memory_mb)| *memory_mb));
+    let weights = placement::weights(nodes.iter().map(|(_, memory_mb, _)| *memory_mb));
     for wish in wishes {
-        let weighted = nodes.iter().map(|(node, _)| *node).zip(weights.iter().copied());
-        for (rank, place) in (0..).zip(Ranking::of(weighted, wish.key).places()) {
+        let has = |labels: &Labels| labels.have(&wish.selector);
+        let weighted = nodes.iter().zip(&weights);
+        let weighted = weighted.map(|((node, _, labels), weight)| (*node, if has(labels) { *weight } else { 0.0 }));
+        let ranking = Ranking::of(weighted, wish.key);
+        let count = ranking.places().count() as u32;
+        for (rank, place) in (0..).zip(ranking.places()) {
             let sandboxes = (wish.sandboxes / count + u32::from(rank < wish.sandboxes % count)).min(wish.most);
             if sandboxes > 0 {
                 parts[place].push(Warm { deployment: wish.deployment, sandboxes });
@@ -134,15 +143,15 @@ impl Fleet {
         let mut linked: Vec<_> = nodes
             .iter_mut()
             .filter_map(|(id, node)| {
-                let sized = (*id, node.state.memory_total_mb);
-                Some((sized, &node.link, &node.handover, node.control.as_mut()?))
+                let keeper = (*id, node.state.memory_total_mb, node.labels.clone());
+                Some((keeper, &node.link, &node.handover, node.control.as_mut()?))
             })
             .collect();
-        linked.sort_by_key(|(sized, ..)| *sized);
+        linked.sort_by_key(|((id, ..), ..)| *id);
         // What gets no new calls keeps nothing for them.
-        let is_active = |(id, _): &(NodeId, u64)| self.duty(*id).unwrap_or_default() == Duty::Active;
-        let active: Vec<_> = linked.iter().map(|(sized, ..)| *sized).filter(is_active).collect();
-        let mut parts: HashMap<_, _> = active.iter().map(|(id, _)| *id).zip(spread(&active, &wishes)).collect();
+        let is_active = |(id, ..): &Keeper| self.duty(*id).unwrap_or_default() == Duty::Active;
+        let active: Vec<_> = linked.iter().map(|(keeper, ..)| keeper.clone()).filter(is_active).collect();
+        let mut parts: HashMap<_, _> = active.iter().map(|(id, ..)| *id).zip(spread(&active, &wishes)).collect();
         for (deployment, Move { to, sandboxes }) in moves {
             let Some(part) = parts.get_mut(&to) else { continue };
             match part.iter_mut().find(|warm| warm.deployment == deployment) {
@@ -150,7 +159,7 @@ impl Fleet {
                 None => part.push(Warm { deployment, sandboxes }),
             }
         }
-        for ((id, _), link, handover, control) in linked {
+        for ((id, ..), link, handover, control) in linked {
             let mut warm = parts.remove(&id).unwrap_or_default();
             // What is handed over stays warm until then.
             let left: Vec<_> = handover.iter().flat_map(Handover::left).collect();
@@ -262,18 +271,24 @@ mod tests {
     use std::cmp::Reverse;
 
     use super::*;
+    use crate::edge::placement::RANKED;
 
     fn wish(sandboxes: u32, most: u32) -> Wish {
-        Wish { deployment: DeploymentId::new(), key: DeploymentId::new().uuid().as_u128(), sandboxes, most }
+        let (deployment, key) = (DeploymentId::new(), DeploymentId::new().uuid().as_u128());
+        Wish { deployment, key, sandboxes, most, selector: Labels::NONE }
+    }
+
+    fn node(labels: &str) -> Keeper {
+        (NodeId::new(), 1024, Arc::new(labels.parse().unwrap()))
     }
 
     fn check(nodes: usize, sandboxes: u32, most: u32, expected: &[u32]) {
-        let nodes: Vec<_> = (0..nodes).map(|_| (NodeId::new(), 1024)).collect();
+        let nodes: Vec<_> = (0..nodes).map(|_| node("")).collect();
         let wish = wish(sandboxes, most);
-        let parts = spread(&nodes, &[wish]);
+        let parts = spread(&nodes, std::slice::from_ref(&wish));
         let mut counts: Vec<_> = parts.iter().map(|part| part.iter().map(|warm| warm.sandboxes).sum::<u32>()).collect();
         // The node that gets most is where placement sends calls.
-        let home = Ranking::of(nodes.iter().map(|(node, _)| (*node, 1.0)), wish.key).places().next();
+        let home = Ranking::of(nodes.iter().map(|(node, ..)| (*node, 1.0)), wish.key).places().next();
         assert_eq!(home.map(|home| counts[home]), counts.iter().max().copied(), "{counts:?}");
         counts.sort_unstable_by_key(|count| Reverse(*count));
         assert_eq!(counts, expected, "{sandboxes} on {} nodes", nodes.len());
@@ -294,8 +309,23 @@ mod tests {
     }
 
     #[test]
+    fn only_nodes_with_the_labels_keep_it() {
+        let nodes = ["gpu=true", "zone=a", "gpu=true,zone=a"].map(node);
+        let check = |selector: &str, expected: [u32; 3]| {
+            let wish = Wish { selector: selector.parse().unwrap(), ..wish(6, 10) };
+            let parts = spread(&nodes, &[wish]);
+            let counts: Vec<_> = parts.iter().map(|part| part.iter().map(|warm| warm.sandboxes).sum::<u32>()).collect();
+            assert_eq!(counts, expected, "{selector}");
+        };
+        check("", [2, 2, 2]);
+        check("gpu=true", [3, 0, 3]);
+        check("gpu=true,zone=a", [0, 0, 6]);
+        check("gpu=false", [0, 0, 0]);
+    }
+
+    #[test]
     fn a_node_that_goes_moves_its_own_alone() {
-        let nodes: Vec<_> = (0..4).map(|_| (NodeId::new(), 1024)).collect();
+        let nodes: Vec<_> = (0..4).map(|_| node("")).collect();
         let wishes: Vec<_> = (0..100).map(|_| wish(1, 1)).collect();
         let (before, after) = (spread(&nodes, &wishes), spread(&nodes[1..], &wishes));
         for (before, after) in before[1..].iter().zip(&after) {

@@ -7,6 +7,7 @@ mod drain;
 mod failure;
 mod fleet;
 mod house;
+mod labels;
 mod node;
 mod once;
 mod proxies;

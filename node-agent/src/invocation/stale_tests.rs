@@ -25,6 +25,7 @@ fn spec(stale_while_cold_ms: u32) -> DeploymentSpec {
         contract: Contract::File,
         egress: false,
         stale_while_cold_ms,
+        node_selector: common::labels::Labels::NONE,
     }
 }
 

@@ -181,6 +181,7 @@ mod tests {
             env: std::collections::BTreeMap::new(),
             egress: false,
             stale_while_cold_ms: 0,
+            node_selector: common::labels::Labels::NONE,
         };
         let verdict = trouble.verdict(&spec);
         assert_eq!((verdict.outcome, verdict.public.code), (outcome, code), "{trouble:?}");

@@ -259,6 +259,7 @@ fn spec() -> DeploymentSpec {
         contract: common::function::Contract::File,
         egress: false,
         stale_while_cold_ms: 0,
+        node_selector: common::labels::Labels::NONE,
     }
 }
 

@@ -83,6 +83,7 @@ pub(super) const TABLES: &[Table] = &[
             ("id", Id),
             ("name", Text),
             ("labels", Text),
+            ("given_labels", Text),
             ("duty", Text),
             ("certificate_serial", Text),
             ("certificate_expires_at", Time),
@@ -130,6 +131,7 @@ pub(super) const TABLES: &[Table] = &[
             ("min_warm", Number),
             ("stale_while_cold_ms", Number),
             ("gateway_id", Id),
+            ("node_selector", Text),
         ],
     ),
     main(

@@ -20,9 +20,9 @@ pub(super) async fn create(pool: &PgPool, new: NewDeployment) -> Result<PendingD
     let version: i32 = sqlx::query_scalar(
         "INSERT INTO function_deployments (id, function_id, version, status, runtime, entrypoint, archive,
            archive_root, access, timeout_ms, memory_mb, concurrency, env, egress, contract, idle_timeout_ms,
-           stale_while_cold_ms, min_warm, gateway_id)
+           stale_while_cold_ms, min_warm, gateway_id, node_selector)
          SELECT $1, $2, COALESCE(MAX(version), 0) + 1, 'building', $3, $4, $5, $6, $7, $8, $9, $10, $11::jsonb, $12,
-           $13, $14, $15, $16, $17
+           $13, $14, $15, $16, $17, $18
          FROM function_deployments WHERE function_id = $2
          RETURNING version",
     )
@@ -43,6 +43,7 @@ pub(super) async fn create(pool: &PgPool, new: NewDeployment) -> Result<PendingD
     .bind(integer(new.stale_while_cold_ms))
     .bind(integer(new.limits.min_warm))
     .bind(new.gateway.uuid())
+    .bind(new.node_selector.to_string())
     .fetch_one(&mut *tx)
     .await?;
     tx.commit().await?;

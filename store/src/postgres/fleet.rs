@@ -8,7 +8,7 @@ use sqlx::PgPool;
 use uuid::Uuid;
 
 use crate::Error;
-use crate::fleet::{Authority, CertificateFacts, Duty, Joining, NODES, NewNode, Node, NodeRow};
+use crate::fleet::{Authority, CertificateFacts, Duty, Joining, LABEL, NODES, NewNode, Node, NodeRow};
 use crate::rows::{all, timestamp};
 
 pub(super) async fn authority(pool: &PgPool) -> Result<Option<Authority>, Error> {
@@ -141,6 +141,12 @@ pub(super) async fn links(pool: &PgPool, seconds: u32) -> Result<Vec<(NodeId, Ga
     Ok(rows.into_iter().map(|(node, gateway)| (node.into(), gateway.into())).collect())
 }
 
+pub(super) async fn label(pool: &PgPool, id: NodeId, before: &Labels, labels: &Labels) -> Result<bool, Error> {
+    let done =
+        sqlx::query(LABEL).bind(id.uuid()).bind(before.to_string()).bind(labels.to_string()).execute(pool).await?;
+    Ok(done.rows_affected() == 1)
+}
+
 pub(super) async fn set_duty(pool: &PgPool, id: NodeId, duty: Duty) -> Result<(), Error> {
     let update = "UPDATE nodes SET duty = $2 WHERE id = $1 AND duty <> 'removed'";
     let done = sqlx::query(update).bind(id.uuid()).bind(duty.word()).execute(pool).await?;
@@ -151,9 +157,8 @@ pub(super) async fn purge(pool: &PgPool) -> Result<u64, Error> {
     let tokens = sqlx::query("DELETE FROM join_tokens WHERE expires_at <= LOCALTIMESTAMP - INTERVAL '1 day'")
         .execute(pool)
         .await?;
-    let links = sqlx::query("DELETE FROM node_links WHERE seen_at <= LOCALTIMESTAMP - INTERVAL '1 day'")
-        .execute(pool)
-        .await?;
+    let links =
+        sqlx::query("DELETE FROM node_links WHERE seen_at <= LOCALTIMESTAMP - INTERVAL '1 day'").execute(pool).await?;
     let nodes = sqlx::query(
         "DELETE FROM nodes WHERE duty = 'removed'
            AND (certificate_expires_at IS NULL OR certificate_expires_at <= LOCALTIMESTAMP)",

@@ -258,6 +258,10 @@ impl Store for Postgres {
         within(DEADLINE, fleet::links(&self.main, seconds)).await
     }
 
+    async fn label_node(&self, id: NodeId, before: &Labels, labels: &Labels) -> Result<bool, Error> {
+        within(DEADLINE, fleet::label(&self.main, id, before, labels)).await
+    }
+
     async fn set_duty(&self, id: NodeId, duty: Duty) -> Result<(), Error> {
         within(DEADLINE, fleet::set_duty(&self.main, id, duty)).await
     }

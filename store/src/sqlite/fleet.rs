@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::begin;
 use crate::Error;
-use crate::fleet::{Authority, CertificateFacts, Duty, Joining, NODES, NewNode, Node, NodeRow};
+use crate::fleet::{Authority, CertificateFacts, Duty, Joining, LABEL, NODES, NewNode, Node, NodeRow};
 use crate::rows::{all, timestamp};
 
 pub(super) async fn authority(pool: &SqlitePool) -> Result<Option<Authority>, Error> {
@@ -136,6 +136,12 @@ pub(super) async fn links(readers: &SqlitePool, seconds: u32) -> Result<Vec<(Nod
     .fetch_all(readers)
     .await?;
     Ok(rows.into_iter().map(|(node, gateway)| (node.into(), gateway.into())).collect())
+}
+
+pub(super) async fn label(writer: &SqlitePool, id: NodeId, before: &Labels, labels: &Labels) -> Result<bool, Error> {
+    let done =
+        sqlx::query(LABEL).bind(id.uuid()).bind(before.to_string()).bind(labels.to_string()).execute(writer).await?;
+    Ok(done.rows_affected() == 1)
 }
 
 pub(super) async fn set_duty(writer: &SqlitePool, id: NodeId, duty: Duty) -> Result<(), Error> {

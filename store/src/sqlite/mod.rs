@@ -312,6 +312,10 @@ impl Store for Sqlite {
         fleet::links(&self.readers, seconds).await
     }
 
+    async fn label_node(&self, id: NodeId, before: &Labels, labels: &Labels) -> Result<bool, Error> {
+        fleet::label(&self.writer, id, before, labels).await
+    }
+
     async fn set_duty(&self, id: NodeId, duty: Duty) -> Result<(), Error> {
         fleet::set_duty(&self.writer, id, duty).await
     }

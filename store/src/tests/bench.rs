@@ -10,6 +10,7 @@ use common::digest::Digest;
 use common::function::{Access, Contract, Limits};
 use common::ids::{DeploymentId, FunctionId, GatewayId, InvocationId, NodeId, UserId};
 use common::invocation::{ContainerLogs, Logs, Outcome, Record, RequestInfo};
+use common::labels::Labels;
 use common::phases::{ColdCause, Phases};
 use futures_util::FutureExt as _;
 use sqlx::postgres::PgConnectOptions;
@@ -165,6 +166,7 @@ pub(crate) fn new_deployment(owner: UserId, name: &str) -> NewDeployment {
         env: BTreeMap::from([("GREETING".to_owned(), "hello".to_owned())]),
         egress: false,
         stale_while_cold_ms: 0,
+        node_selector: Labels::NONE,
         contract: Contract::File,
     }
 }

@@ -35,8 +35,12 @@ async fn what_gateways_see_is_numbered(bench: &Bench) {
     let link = async |labels: &Labels| store.node_linked(id, "one", labels).await.unwrap();
     check(bench, "a node", link(&labels), (false, true)).await;
     check(bench, "it is back", link(&labels), (false, false)).await;
-    check(bench, "it is seen", async { store.nodes_seen(GatewayId::new(), &[id]).await.unwrap() }, (false, false)).await;
+    check(bench, "it is seen", async { store.nodes_seen(GatewayId::new(), &[id]).await.unwrap() }, (false, false))
+        .await;
     check(bench, "other labels", link(&Labels::default()), (false, true)).await;
+    let none = Labels::NONE;
+    let given = async { assert!(store.label_node(id, &none, &labels).await.unwrap()) };
+    check(bench, "labelled", given, (false, true)).await;
     check(bench, "cordoned", async { store.set_duty(id, Duty::Cordoned).await.unwrap() }, (false, true)).await;
     check(bench, "removed", async { store.set_duty(id, Duty::Removed).await.unwrap() }, (false, true)).await;
     check(bench, "purged", async { assert_eq!(store.purge_fleet().await.unwrap(), 1) }, (false, true)).await;

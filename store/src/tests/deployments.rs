@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use common::function::{Contract, Status};
 use common::ids::DeploymentId;
+use common::labels::Labels;
 
 use super::bench::{Bench, new_deployment};
 use super::on_both;
@@ -19,6 +20,7 @@ on_both!(
     log_lines_keep_their_order,
     a_version_keeps_its_contract,
     a_version_keeps_how_stale_it_may_be,
+    a_version_keeps_which_nodes_it_wants,
 );
 
 async fn versions_count_up_and_the_newest_serves(bench: &Bench) {
@@ -131,6 +133,17 @@ async fn a_version_keeps_how_stale_it_may_be(bench: &Bench) {
         let pending = bench.store.create_deployment(new).await.unwrap();
         let function = bench.store.activate_deployment(pending.spec.deployment, 1).await.unwrap();
         assert_eq!(function.active.unwrap().spec.stale_while_cold_ms, stale_while_cold_ms);
+    }
+}
+
+async fn a_version_keeps_which_nodes_it_wants(bench: &Bench) {
+    let ada = bench.user("ada@example.org").await;
+    for selector in ["", "gpu=true,zone=a"] {
+        let node_selector: Labels = selector.parse().unwrap();
+        let new = NewDeployment { node_selector: node_selector.clone(), ..new_deployment(ada.id, "hello") };
+        let pending = bench.store.create_deployment(new).await.unwrap();
+        let function = bench.store.activate_deployment(pending.spec.deployment, 1).await.unwrap();
+        assert_eq!(function.active.unwrap().spec.node_selector, node_selector);
     }
 }
 

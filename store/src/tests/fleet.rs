@@ -17,6 +17,7 @@ on_both!(
     duties_and_removal,
     a_node_of_this_machine_comes_back,
     who_is_linked_to_whom,
+    labels_of_two_sources,
 );
 
 fn hash(token: &str) -> Digest {
@@ -106,6 +107,22 @@ async fn duties_and_removal(bench: &Bench) {
     // As long as its certificate is valid, it is known that it was removed.
     assert_eq!(bench.store.purge_fleet().await.unwrap(), 0);
     assert!(matches!(bench.store.set_duty(NodeId::new(), Duty::Active).await, Err(Error::NotFound)));
+}
+
+async fn labels_of_two_sources(bench: &Bench) {
+    let id = NodeId::new();
+    let labels = |text: &str| text.parse::<Labels>().unwrap();
+    bench.store.node_linked(id, "here", &labels("zone=a,disk=ssd")).await.unwrap();
+    let (none, gpu) = (Labels::NONE, labels("gpu=true,zone=b"));
+    assert!(bench.store.label_node(id, &none, &gpu).await.unwrap());
+    assert!(!bench.store.label_node(id, &none, &labels("zone=c")).await.unwrap(), "somebody was quicker");
+    assert!(!bench.store.label_node(NodeId::new(), &none, &gpu).await.unwrap());
+    // What the agent says stays beside it.
+    bench.store.node_linked(id, "here", &labels("zone=a,disk=hdd")).await.unwrap();
+    let kept = node(bench, id).await.unwrap();
+    assert_eq!((&kept.given_labels, kept.all_labels()), (&gpu, labels("disk=hdd,gpu=true,zone=b")));
+    assert!(bench.store.label_node(id, &gpu, &none).await.unwrap());
+    assert_eq!(node(bench, id).await.unwrap().all_labels(), labels("zone=a,disk=hdd"));
 }
 
 async fn who_is_linked_to_whom(bench: &Bench) {

@@ -32,6 +32,7 @@ impl Api {
             contract: common::function::Contract::File,
             egress: false,
             stale_while_cold_ms: 0,
+            node_selector: common::labels::Labels::NONE,
         };
         let id = self.state.store.create_deployment(new).await.unwrap().spec.deployment;
         self.state.store.activate_deployment(id, 7).await.unwrap()

@@ -1,5 +1,6 @@
 //! Placement, as data.
 
+use super::ranking::score;
 use super::*;
 
 /// A node as a test says it: busy calls, CPUs, memory in all, used and idle, and whether the version is warm there.
@@ -13,13 +14,17 @@ struct Facts {
     is_avoided: bool,
     /// Of the version that is placed, or of another.
     hands_over: Option<bool>,
+    labels: &'static str,
 }
 
-fn wanted() -> Wanted {
-    Wanted { key: NodeId::new().uuid().as_u128(), deployment: DeploymentId::new(), memory_mb: 128 }
+static NONE: Labels = Labels::NONE;
+
+fn wanted() -> Wanted<'static> {
+    let (key, deployment) = (NodeId::new().uuid().as_u128(), DeploymentId::new());
+    Wanted { key, deployment, memory_mb: 128, selector: &NONE }
 }
 
-fn view(nodes: impl IntoIterator<Item = (NodeId, Facts)>, wanted: &Wanted) -> View {
+fn view(nodes: impl IntoIterator<Item = (NodeId, Facts)>, wanted: &Wanted<'_>) -> View {
     let candidate = |(node, facts): (NodeId, Facts)| {
         let load = Arc::new(Load::default());
         load.heard(facts.busy);
@@ -30,14 +35,19 @@ fn view(nodes: impl IntoIterator<Item = (NodeId, Facts)>, wanted: &Wanted) -> Vi
         let hands_over = hands_over.into_iter().collect();
         let state =
             NodeState { busy, cpus, memory_total_mb, memory_used_mb, memory_idle_mb, warm, ..NodeState::default() };
-        Candidate { node, state: Arc::new(state), load, duty, is_avoided, hands_over }
+        let labels = Arc::new(facts.labels.parse().unwrap());
+        let (state, labelled) = (Arc::new(state), facts.labels.len() as u64);
+        Candidate { node, state, load, duty, is_avoided, hands_over, labels, labelled }
     };
     View::new(nodes.into_iter().map(candidate).collect(), Arc::default())
 }
 
 /// Chooses among nodes with these facts, the first in the ranking first; `expected` is a rank.
 fn check(facts: &[Facts], expected: Option<usize>, why: &str) {
-    let wanted = wanted();
+    check_for(wanted(), facts, expected, why);
+}
+
+fn check_for(wanted: Wanted<'_>, facts: &[Facts], expected: Option<usize>, why: &str) {
     let mut nodes: Vec<_> = facts.iter().map(|_| NodeId::new()).collect();
     // As if all had the same memory, which in these tests they have.
     nodes.sort_by(|a, b| score(*b, 1.0, wanted.key).total_cmp(&score(*a, 1.0, wanted.key)));
@@ -158,6 +168,39 @@ fn who_takes_over() {
     check(&[drained, Facts { is_warm: true, ..full }], Some(1), "warm needs none");
     check(&[drained, full, Facts { memory: (1024, 1024, Some(512)), ..cold }], Some(2), "room can be had");
     check(&[drained, Facts { is_avoided: true, ..cold }, cold], Some(2), "the other one fails");
+}
+
+#[test]
+fn only_nodes_with_the_labels() {
+    let (cold, selector) = (Facts::default(), "gpu=true".parse().unwrap());
+    let check = |facts: &[Facts], expected, why: &str| {
+        check_for(Wanted { selector: &selector, ..wanted() }, facts, expected, why);
+    };
+    let gpu = Facts { labels: "zone=a,gpu=true", ..cold };
+    check(&[gpu], Some(0), "the only one");
+    check(&[cold], None, "the only one has them not");
+    check(&[Facts { is_warm: true, ..cold }, gpu], Some(1), "whatever is warm elsewhere");
+    check(&[cold, Facts { busy: 1000, ..gpu }, cold], Some(1), "whatever it carries");
+    check(&[Facts { labels: "gpu=false", ..cold }, cold], None, "another value is none");
+    check(&[cold, Facts { duty: Duty::Draining, ..gpu }], None, "it takes nothing");
+    let cordoned = Facts { duty: Duty::Cordoned, is_warm: true, ..cold };
+    check(&[cordoned, Facts { labels: gpu.labels, ..cordoned }], Some(1), "the last resort");
+    // Beyond those that are looked at as a rule.
+    let many: Vec<_> = [cold; 40].into_iter().chain([gpu]).collect();
+    check(&many, Some(40), "the last of many");
+}
+
+#[test]
+fn a_ranking_goes_with_the_labels() {
+    let (wanted, selector) = (wanted(), "gpu=true".parse().unwrap());
+    let wanted = Wanted { selector: &selector, ..wanted };
+    let (ids, mut rankings) = ([NodeId::new(), NodeId::new()], Rankings::default());
+    let gpu = Facts { labels: "gpu=true", ..Facts::default() };
+    for place in [0, 1, 0] {
+        let facts = |number| if number == place { gpu } else { Facts::default() };
+        let view = view(ids.into_iter().enumerate().map(|(number, node)| (node, facts(number))), &wanted);
+        assert_eq!(view.choose(&wanted, &mut rankings), Some(place));
+    }
 }
 
 #[test]

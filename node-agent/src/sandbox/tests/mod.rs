@@ -97,6 +97,7 @@ impl Node {
             contract: common::function::Contract::File,
             egress: false,
             stale_while_cold_ms: 0,
+            node_selector: common::labels::Labels::NONE,
         };
         (spec, Arc::new(path))
     }
