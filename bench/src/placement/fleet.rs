@@ -70,6 +70,7 @@ pub(super) fn newcomer(size: &Size) -> Candidate {
         hands_over: Vec::new(),
         labels: Arc::default(),
         labelled: 0,
+        placed: Arc::default(),
     }
 }
 

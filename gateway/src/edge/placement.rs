@@ -2,8 +2,9 @@
 //!
 //! Each function ranks all nodes, by rendezvous hashing weighted with their memory, so its ranking stays when other
 //! nodes come and go. Of the first [`RANKED`] it gets one that carries no more than its share, by its CPUs; of those one
-//! that has the version warm, else one whose memory has room for it; of those the first.
+//! that has the version warm, else one whose memory has room for it, else one that has its build; of those the first.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -87,6 +88,8 @@ pub struct Candidate {
     pub labels: Arc<Labels>,
     /// Another number for other labels.
     pub labelled: u64,
+    /// Versions that it was told to build or run, so that their builds are at hand there, as a rule.
+    pub placed: Arc<HashSet<DeploymentId>>,
 }
 
 impl Candidate {
@@ -153,6 +156,7 @@ struct Fitness {
     has_share_left: bool,
     is_warm: bool,
     space: Space,
+    has_build: bool,
 }
 
 /// Whether a node's memory has room for one more sandbox.
@@ -181,7 +185,7 @@ impl View {
         let size = |node| if is_taken(&node) { known.next() } else { None };
         let (weights, cpus): (Vec<_>, Vec<_>) = nodes.iter().map(size).map(Option::unwrap_or_default).unzip();
         let order = nodes.iter().zip(&weights).fold(0, |order: u64, (node, weight)| {
-            let facts = u128::from(weight.to_bits()) | u128::from(node.labelled) << 64;
+            let facts = u128::from(weight.to_bits()) | (u128::from(node.labelled) << 64);
             order.rotate_left(5).wrapping_add(hash(node.node, facts))
         });
         Self { all_cpus: cpus.iter().sum(), nodes, weights, cpus, load, order }
@@ -233,7 +237,8 @@ impl View {
     #[must_use]
     pub fn successor(&self, wanted: &Wanted<'_>) -> Option<usize> {
         let bound = (self.load.now() + 1).saturating_mul(BOUND_PERCENT);
-        let stays = |(node, weight): (&Candidate, (NodeId, f64))| if node.is_active() { weight } else { (node.node, 0.0) };
+        let stays =
+            |(node, weight): (&Candidate, (NodeId, f64))| if node.is_active() { weight } else { (node.node, 0.0) };
         let weighted = self.nodes.iter().zip(self.weighted(wanted.selector)).map(stays);
         let ranking = Ranking::of(weighted, wanted.key);
         let fit = ranking.places().filter_map(|place| Some((self.fitness(place, wanted, bound)?, place)));
@@ -293,6 +298,7 @@ impl View {
             has_share_left: self.has_share_left(place, bound) || node.hands_over(wanted.deployment),
             is_warm: node.has_warm(wanted.deployment),
             space: space(&node.state, wanted.memory_mb),
+            has_build: node.placed.contains(&wanted.deployment),
         })
     }
 }

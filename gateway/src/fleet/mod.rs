@@ -18,7 +18,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::timeout;
 
-use crate::edge::placement::{Candidate, Load, Rankings, Seat, View, Wanted};
+use crate::edge::placement::{Load, Rankings, Seat, Wanted};
 use crate::metrics::Metrics;
 
 mod attendance;
@@ -34,6 +34,7 @@ mod homes;
 pub(crate) mod link;
 pub(crate) mod node_port;
 mod pass;
+mod picture;
 mod recent;
 pub(crate) mod reception;
 mod retries;
@@ -42,10 +43,12 @@ pub(crate) mod stock;
 pub(crate) mod warmth;
 
 pub(crate) use build::BuildEvents;
-use handover::{Handover, Progress};
-use health::{Health, Trust};
+use handover::Handover;
+use health::Trust;
 use homes::Homes;
 use pass::Pass;
+pub(crate) use picture::Linked;
+use picture::Picture;
 use retries::Retries;
 use stock::{Lease, NodeLink, Stock, Stocks};
 
@@ -125,47 +128,6 @@ struct Control {
     kept: Option<Vec<Warm>>,
     /// What the node speaks.
     protocol: u32,
-}
-
-/// A node that takes calls.
-#[derive(Clone)]
-pub(crate) struct Linked {
-    pub(crate) link: Arc<NodeLink>,
-    /// What it said last.
-    pub(crate) state: Arc<NodeState>,
-    /// What the operator lets it do.
-    pub(crate) duty: Duty,
-    /// What it speaks.
-    pub(crate) protocol: u32,
-    pub(crate) health: Health,
-    /// Of one that is drained.
-    pub(crate) handover: Option<Progress>,
-    labels: Arc<Labels>,
-}
-
-/// The nodes that take calls, at one moment.
-#[derive(Default)]
-pub(crate) struct Picture {
-    nodes: Vec<Linked>,
-    /// The same nodes in the same order, as placement sees them.
-    view: View,
-}
-
-impl Picture {
-    pub(crate) fn iter(&self) -> std::slice::Iter<'_, Linked> {
-        self.nodes.iter()
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.nodes.is_empty()
-    }
-
-    /// Gives a call or a build of a version to the node at `place`.
-    fn seated(&self, place: usize, deployment: DeploymentId) -> (Arc<NodeLink>, Option<Seat>) {
-        let link = &self.nodes[place].link;
-        link.pass.place(deployment);
-        (link.clone(), self.view.seat(place))
-    }
 }
 
 thread_local! {
@@ -373,35 +335,6 @@ impl Fleet {
 
     fn pass_of(&self, node: NodeId) -> Arc<Pass> {
         lock(&self.0.passes).entry(node).or_default().clone()
-    }
-
-    fn redraw(&self, nodes: &HashMap<NodeId, Node>) {
-        let linked = nodes.values().filter_map(|node| Some((node, node.control.as_ref()?.protocol)));
-        let mut seen: Vec<_> = linked
-            .map(|(node, protocol)| {
-                let (link, state, load) = (node.link.clone(), node.state.clone(), node.load.clone());
-                let duty = self.duty(link.node).unwrap_or_default();
-                let health = node.health();
-                let is_avoided = health != Health::Well;
-                let hands_over = node.handover.iter().flat_map(Handover::left).collect();
-                let handover = node.handover.as_ref().map(Handover::progress);
-                let (id, labels, labelled) = (link.node, node.labels.clone(), node.labelled);
-                let linked = Linked { link, state: state.clone(), duty, protocol, health, handover, labels: labels.clone() };
-                (linked, Candidate { node: id, state, load, duty, is_avoided, hands_over, labels, labelled })
-            })
-            .collect();
-        seen.sort_unstable_by_key(|(_, candidate)| candidate.node);
-        let (nodes, candidates): (Vec<_>, Vec<_>) = seen.into_iter().unzip();
-        let view = View::new(candidates, self.0.load.clone());
-        let count = |health| nodes.iter().filter(|node| node.health == health).count();
-        self.0.metrics.fleet.nodes(nodes.len(), count(Health::Suspected), count(Health::Ejected));
-        let roster = self.0.roster.load();
-        let seen = roster.values().filter(|node| node.duty != Duty::Removed);
-        let seen =
-            seen.filter_map(|node| Some((node.id, (Utc::now() - node.last_seen_at?).to_std().unwrap_or_default())));
-        self.0.homes.note(nodes.iter().map(|node| node.link.node), seen, Instant::now());
-        self.0.picture.store(Arc::new(Picture { nodes, view }));
-        self.0.changed.notify_waiters();
     }
 
     /// Of `deployments`, those that neither serve nor are being built. What is young may be another gateway's that is about

@@ -2,6 +2,8 @@
 
 use std::collections::HashSet;
 
+use std::sync::Arc;
+
 use arc_swap::ArcSwap;
 use common::ids::DeploymentId;
 use tokio_util::sync::CancellationToken;
@@ -30,6 +32,11 @@ impl Pass {
     /// Whether it was told to.
     pub(crate) fn has(&self, deployment: DeploymentId) -> bool {
         self.placed.load().contains(&deployment)
+    }
+
+    /// All that it was told to.
+    pub(super) fn placed(&self) -> Arc<HashSet<DeploymentId>> {
+        self.placed.load_full()
     }
 
     /// Whether any version that it was told to build or run is so.

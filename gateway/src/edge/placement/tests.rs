@@ -15,6 +15,7 @@ struct Facts {
     /// Of the version that is placed, or of another.
     hands_over: Option<bool>,
     labels: &'static str,
+    has_build: bool,
 }
 
 static NONE: Labels = Labels::NONE;
@@ -37,7 +38,8 @@ fn view(nodes: impl IntoIterator<Item = (NodeId, Facts)>, wanted: &Wanted<'_>) -
             NodeState { busy, cpus, memory_total_mb, memory_used_mb, memory_idle_mb, warm, ..NodeState::default() };
         let labels = Arc::new(facts.labels.parse().unwrap());
         let (state, labelled) = (Arc::new(state), facts.labels.len() as u64);
-        Candidate { node, state, load, duty, is_avoided, hands_over, labels, labelled }
+        let placed = Arc::new(facts.has_build.then_some(wanted.deployment).into_iter().collect());
+        Candidate { node, state, load, duty, is_avoided, hands_over, labels, labelled, placed }
     };
     View::new(nodes.into_iter().map(candidate).collect(), Arc::default())
 }
@@ -74,6 +76,12 @@ fn choices() {
     check(&[cpus(20, 4), cpus(10, 8), cpus(10, 4)], Some(1), "and no more");
     check(&[cpus(10, 4), Facts { busy: 10, ..cold }], Some(0), "unknown CPUs are not none");
     check(&[cpus(14, 4), Facts { busy: 1, ..cold }], Some(1), "unknown CPUs are not none");
+
+    let built = Facts { has_build: true, ..cold };
+    check(&[cold, built, built], Some(1), "the first of those that have the build");
+    check(&[cold, built, warm], Some(2), "a warm one needs none");
+    check(&[cold, Facts { busy: 100, ..built }], Some(0), "it carries too much");
+    check(&[cold, Facts { memory: (1024, 1024, Some(1024)), ..built }], Some(0), "room is worth more");
 
     let memory = |total, used, idle| Facts { memory: (total, used, idle), ..cold };
     check(&[memory(1024, 1000, Some(500)), memory(1024, 0, Some(0))], Some(1), "memory that is free");
