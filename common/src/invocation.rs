@@ -27,13 +27,15 @@ pub enum Outcome {
     BadRequest,
     /// No sandbox could be had in time; the function did not run.
     NoSandbox,
+    /// It did not run and never will like this, by its own fault: it cannot be built, or asks for what no sandbox has.
+    Unstartable,
     /// The client left before the function answered; a server's call ends then.
     ClientGone,
 }
 
 impl Outcome {
     /// Every outcome.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Success,
         Self::Crashed,
         Self::InvalidResult,
@@ -41,6 +43,7 @@ impl Outcome {
         Self::TimedOut,
         Self::BadRequest,
         Self::NoSandbox,
+        Self::Unstartable,
         Self::ClientGone,
     ];
 
@@ -55,6 +58,7 @@ impl Outcome {
             Self::TimedOut => "timed_out",
             Self::BadRequest => "bad_request",
             Self::NoSandbox => "no_sandbox",
+            Self::Unstartable => "unstartable",
             Self::ClientGone => "client_gone",
         }
     }
@@ -71,7 +75,7 @@ impl Outcome {
     pub fn code(self) -> Option<Code> {
         match self {
             Self::Success | Self::ClientGone => None,
-            Self::Crashed => Some(Code::FunctionCrashed),
+            Self::Crashed | Self::Unstartable => Some(Code::FunctionCrashed),
             Self::InvalidResult => Some(Code::InvalidResult),
             Self::OutOfMemory => Some(Code::OutOfMemory),
             Self::TimedOut => Some(Code::Timeout),

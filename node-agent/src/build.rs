@@ -65,12 +65,22 @@ pub(crate) enum NotReady {
     /// No runtime file bears the deployment's runtime name.
     #[error("this node has no runtime `{0}`: add its file to RUNTIMES_DIR on every node")]
     UnknownRuntime(String),
-    /// The build failed when it was run again.
+    /// The build's own command failed when it was run again.
     #[error("the build failed: {0}")]
     Failed(String),
+    /// It could not be run.
+    #[error("the build could not be run: {0}")]
+    Error(String),
     /// It takes too long.
     #[error("the build is not on this node yet")]
     Deadline,
+}
+
+impl NotReady {
+    /// Whether it is the function's own fault, on this node as on any other.
+    pub(crate) fn is_of_function(&self) -> bool {
+        matches!(self, Self::Failed(_))
+    }
 }
 
 /// What a builder needs.
@@ -113,7 +123,8 @@ impl Builds {
         let run = self.join(spec, digest, id);
         match timeout(READY_DEADLINE, run.ended()).await {
             Ok(End::Ready { build, .. }) => Ok(build),
-            Ok(End::Failed(reason) | End::Error(reason)) => Err(NotReady::Failed(reason)),
+            Ok(End::Failed(reason)) => Err(NotReady::Failed(reason)),
+            Ok(End::Error(reason)) => Err(NotReady::Error(reason)),
             Err(_) => Err(NotReady::Deadline),
         }
     }

@@ -238,9 +238,9 @@ impl Invocations {
         let mut begun = Begun { id, node: self.parts.node, spec: &spec, info, arrived: call.arrived, phases };
         let mut lease = match self.lease(&spec, id).await {
             Ok(lease) => lease,
-            Err(failure) => {
+            Err((outcome, failure)) => {
                 begun.phases.queue_us = Some(micros(read.elapsed()));
-                return self.fail(begun, Outcome::NoSandbox, failure, clock);
+                return self.fail(begun, outcome, failure, clock);
             }
         };
         let leased = Instant::now();
@@ -264,17 +264,20 @@ impl Invocations {
         Ok(Done { outcome, answer, phases: record.phases })
     }
 
-    async fn lease(&self, spec: &Arc<DeploymentSpec>, id: InvocationId) -> Result<Lease, ExecutionError> {
-        let failed = |error: &(dyn std::error::Error + 'static)| {
+    async fn lease(&self, spec: &Arc<DeploymentSpec>, id: InvocationId) -> Result<Lease, (Outcome, ExecutionError)> {
+        let failed = |error: &(dyn std::error::Error + 'static), is_of_function| {
             tracing::warn!(error = %Chain(error), deployment = %spec.deployment, "no sandbox for a call");
-            ExecutionError {
-                phase: "sandbox".to_owned(),
-                message: format!("No sandbox could be had: {error}"),
-                code: Code::NoSandbox.word().to_owned(),
-            }
+            let (outcome, code) = match is_of_function {
+                true => (Outcome::Unstartable, Code::FunctionCrashed),
+                false => (Outcome::NoSandbox, Code::NoSandbox),
+            };
+            let message = format!("No sandbox could be had: {error}");
+            (outcome, ExecutionError { phase: "sandbox".to_owned(), message, code: code.word().to_owned() })
         };
-        let build = self.parts.builds.ready(spec, id).await.map_err(|error| failed(&error))?;
-        self.parts.sandboxes.lease(spec, build).await.map_err(|error| failed(&error))
+        let build = self.parts.builds.ready(spec, id).await;
+        let build = build.map_err(|error| failed(&error, error.is_of_function()))?;
+        let lease = self.parts.sandboxes.lease(spec, build).await;
+        lease.map_err(|error| failed(&error, error.is_of_function()))
     }
 
     fn fail(
@@ -287,6 +290,7 @@ impl Invocations {
         let took = clock.elapsed();
         let public = match outcome {
             Outcome::NoSandbox => PublicError::new(Code::NoSandbox, "No sandbox is free on this node; try again"),
+            Outcome::Unstartable => trouble::unstartable(),
             _ => PublicError::new(Code::NodeLost, "The function's sandbox was lost during the call; it may have run"),
         };
         let record = record::of_failure(begun, outcome, failure, took);

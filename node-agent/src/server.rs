@@ -52,6 +52,9 @@ pub(crate) enum NoServer {
     /// No sandbox could be had.
     #[error("No sandbox could be had: {0}")]
     NoSandbox(Arc<str>),
+    /// It can have none, by its own fault.
+    #[error("The function cannot be started: {0}")]
+    Unstartable(Arc<str>),
     /// It was started, and took no connection in this time.
     #[error("the server did not listen within {} ms", .0.as_millis())]
     Deaf(Duration, Told),
@@ -232,12 +235,19 @@ impl Servers {
         id: InvocationId,
         token: &Token,
     ) -> Result<Arc<Server>, NoServer> {
-        let none = |error: &(dyn std::error::Error + 'static)| {
+        let why = |error: &(dyn std::error::Error + 'static)| -> Arc<str> {
             tracing::warn!(error = %Chain(error), deployment = %spec.deployment, "no sandbox for a server");
-            NoServer::NoSandbox(error.to_string().into())
+            error.to_string().into()
         };
-        let build = self.builds.ready(spec, id).await.map_err(|error| none(&error))?;
-        let lease = self.sandboxes.lease(spec, build).await.map_err(|error| none(&error))?;
+        let none = |error: &(dyn std::error::Error + 'static)| NoServer::NoSandbox(why(error));
+        let build = self.builds.ready(spec, id).await.map_err(|error| match error.is_of_function() {
+            true => NoServer::Unstartable(why(&error)),
+            false => none(&error),
+        })?;
+        let lease = self.sandboxes.lease(spec, build).await.map_err(|error| match error.is_of_function() {
+            true => NoServer::Unstartable(why(&error)),
+            false => none(&error),
+        })?;
         let cause = lease.cold().and_then(|cold| cold.cause);
         let mut serving = lease.serve().await.map_err(|error| none(&error))?;
         let ice = serving.ice().map_err(|error| none(&error))?;

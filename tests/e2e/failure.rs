@@ -235,3 +235,30 @@ async fn a_node_falls_silent() -> Result<()> {
     user.invoke("slow", json!(0)).await?.expect(200)?;
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn functions_that_never_start_eject_no_node() -> Result<()> {
+    let fleet = Fleet::start(&[("FUNCTION_CEILING_MEMORY_MB", "4096")]).await?;
+    let machines = try_join_all(["0", "1"].map(|name| fleet.machine(name))).await?;
+    let user = &fleet.operator;
+    let file =
+        archive(&[("main.sh", "printf '{\"body\":1}' >/result.json\n"), ("dartcloud.toml", "memory_mb = 3000\n")]);
+    let manifest = "contract = \"http\"\nmemory_mb = 3000\n";
+    let server = archive(&[("index.js", "require('http')"), ("dartcloud.toml", manifest)]);
+    for (name, archive) in [("file", file), ("server", server)] {
+        user.deploy(name, archive).await?.expect(201)?;
+    }
+    // By turns, more often than would do.
+    for _ in 0..8 {
+        for name in ["file", "server"] {
+            user.invoke(name, json!({})).await?.expect_error(502, "function_crashed")?;
+        }
+    }
+    let metrics = fleet.platform.metrics().await?;
+    ensure!(metrics.contains("\ndartcloud_gateway_ejections_total 0\n"), "a node was ejected");
+    for name in ["file", "server"] {
+        let record = &user.records(name, 1).await?[0];
+        ensure!(record.to_string().contains("SANDBOX_MEMORY_MB"), "{record}\n{}", machines[0].log());
+    }
+    Ok(())
+}

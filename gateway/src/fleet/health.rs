@@ -61,7 +61,7 @@ pub(crate) enum Health {
 pub(crate) enum Failure {
     /// No answer came.
     Lost,
-    /// The node had no sandbox for this function.
+    /// The node had no sandbox for this function, which is not the function's own fault.
     NoSandbox(FunctionId),
 }
 

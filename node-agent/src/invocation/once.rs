@@ -92,7 +92,7 @@ fn print(head: &http_request::Parts, form: Form, body: &[u8]) -> Digest {
 fn may_have_run(answer: &Response<Bytes>) -> bool {
     let outcome = answer.headers().get(OUTCOME).and_then(|word| Outcome::from_word(word.to_str().ok()?));
     match outcome {
-        Some(Outcome::BadRequest | Outcome::NoSandbox) => false,
+        Some(Outcome::BadRequest | Outcome::NoSandbox | Outcome::Unstartable) => false,
         Some(_) => true,
         // Without one the node refused the call itself, or failed at any point of it.
         None => answer.status() == StatusCode::INTERNAL_SERVER_ERROR,
@@ -134,6 +134,7 @@ mod tests {
         check(502, Some(Outcome::OutOfMemory), true);
         check(502, Some(Outcome::InvalidResult), true);
         check(503, Some(Outcome::NoSandbox), false);
+        check(502, Some(Outcome::Unstartable), false);
         check(400, Some(Outcome::BadRequest), false);
         check(503, None, false);
         check(404, None, false);

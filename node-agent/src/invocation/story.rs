@@ -151,7 +151,7 @@ impl Story {
 
     fn fail_early(&mut self, none: NoServer) -> Verdict {
         let printed = match &none {
-            NoServer::NoSandbox(_) => None,
+            NoServer::NoSandbox(_) | NoServer::Unstartable(_) => None,
             NoServer::Deaf(_, told) | NoServer::Ended(_, told) => {
                 Some(std::mem::take(&mut *told.lock().unwrap_or_else(PoisonError::into_inner)))
             }

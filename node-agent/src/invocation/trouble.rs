@@ -62,6 +62,16 @@ impl Trouble {
                 failure: error("sandbox", format!("No sandbox could be had: {reason}"), Code::NoSandbox.word()),
                 exit_code: 0,
             },
+            Self::NoServer(NoServer::Unstartable(reason)) => Verdict {
+                outcome: Outcome::Unstartable,
+                public: unstartable(),
+                failure: error(
+                    "sandbox",
+                    format!("The function cannot be started: {reason}"),
+                    Code::FunctionCrashed.word(),
+                ),
+                exit_code: 0,
+            },
             Self::NoServer(NoServer::Deaf(limit, _)) => crashed(deaf(*limit)),
             Self::NoServer(NoServer::Ended(end, _)) => match &**end {
                 End::Ended(How::Exited(0)) => crashed(
@@ -140,6 +150,11 @@ fn crashed(message: String) -> Verdict {
     of_file_contract(failed(Outcome::Crashed, 1, message.clone(), "execution", message, code))
 }
 
+/// The answer to a call whose function never gets a sandbox, and why is its owner's to know.
+pub(super) fn unstartable() -> PublicError {
+    PublicError::new(Code::FunctionCrashed, "The function cannot be started; the record of this call says why")
+}
+
 fn lost() -> Verdict {
     let public = "The function's sandbox was lost during the call; it may have run";
     Verdict {
@@ -198,6 +213,8 @@ mod tests {
         check(ended(How::Exited(3)), Outcome::Crashed, FunctionCrashed, "exit code 3");
         check(ended(How::OutOfMemory), Outcome::OutOfMemory, OutOfMemory, "128 MiB");
         check(Trouble::NoServer(NoServer::NoSandbox("x".into())), Outcome::NoSandbox, NoSandbox, "try again");
+        let unstartable = NoServer::Unstartable("its environment is too large".into());
+        check(Trouble::NoServer(unstartable), Outcome::Unstartable, FunctionCrashed, "cannot be started");
         check(Trouble::Ended(How::Exited(0)), Outcome::Crashed, FunctionCrashed, "exited during the call");
         check(Trouble::Ended(How::Signaled(11)), Outcome::Crashed, FunctionCrashed, "signal 11");
         check(Trouble::Ended(How::OutOfMemory), Outcome::OutOfMemory, OutOfMemory, "128 MiB");

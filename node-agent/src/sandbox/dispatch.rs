@@ -178,7 +178,7 @@ impl Sandboxes {
             // A task of its own: whoever stops waiting for it leaves no start half done.
             let start = async move { sandboxes.start(deployment, Some(recipe), cause).await };
             match self.tasks.spawn_on(start, &self.runtime).await {
-                Ok(started) => started.map_err(LeaseError::StartFailed)?,
+                Ok(started) => started?,
                 Err(_) => return Err(LeaseError::Closing),
             }
         }
@@ -190,11 +190,11 @@ impl Sandboxes {
         deployment: DeploymentId,
         recipe: Option<Recipe>,
         cause: Option<ColdCause>,
-    ) -> Result<(), Arc<str>> {
+    ) -> Result<(), LeaseError> {
         let wanted = Instant::now();
         let started = match recipe {
-            Some(recipe) => self.start_one(&recipe).await.map_err(|fault| fault.to_string()),
-            None => Err("nobody waits for it any more".to_owned()),
+            Some(recipe) => self.start_one(&recipe).await.map_err(|fault| LeaseError::of(&fault)),
+            None => Err(LeaseError::StartFailed("nobody waits for it any more".into())),
         };
         let done = match started {
             Ok(function) => {
@@ -204,10 +204,9 @@ impl Sandboxes {
                 self.proceed(deployment, next, Some(Cold { took, cause }));
                 Ok(())
             }
-            Err(reason) => {
+            Err(error) => {
                 self.metrics.failed.inc();
-                tracing::warn!(%deployment, reason, "a sandbox could not be started");
-                let reason: Arc<str> = reason.into();
+                tracing::warn!(%deployment, %error, "no sandbox could be started");
                 let waiters: Vec<_> = {
                     let mut state = self.lock();
                     let tickets = state.pool.start_failed(deployment);
@@ -216,9 +215,9 @@ impl Sandboxes {
                 };
                 for waiter in waiters {
                     // Who no longer listens needs no answer.
-                    let _ = waiter.send(Err(LeaseError::StartFailed(Arc::clone(&reason))));
+                    let _ = waiter.send(Err(error.clone()));
                 }
-                Err(reason)
+                Err(error)
             }
         };
         self.advance();

@@ -62,7 +62,7 @@ use dispatch::State;
 use docker::Engine;
 use metrics::Metrics;
 use mounts::Ground;
-use site::Site;
+use site::{Fault, Site};
 
 /// Containers started at once; more only make each other slower.
 const STARTS_AT_ONCE: usize = 4;
@@ -106,6 +106,9 @@ pub enum LeaseError {
     /// The start failed for which this call waited.
     #[error("the sandbox could not be started: {0}")]
     StartFailed(Arc<str>),
+    /// The function can have no sandbox, here or elsewhere.
+    #[error("the function cannot be started: {0}")]
+    Unfit(Arc<str>),
     /// The function wants more memory than all sandboxes of this node may have.
     #[error("the function wants {memory_mb} MiB, and SANDBOX_MEMORY_MB is {total_mb}")]
     TooLarge {
@@ -123,6 +126,18 @@ pub enum LeaseError {
     /// The node shuts down.
     #[error("the node shuts down")]
     Closing,
+}
+
+impl LeaseError {
+    pub(super) fn of(fault: &Fault) -> Self {
+        let reason = fault.to_string().into();
+        if fault.is_of_function() { Self::Unfit(reason) } else { Self::StartFailed(reason) }
+    }
+
+    /// Whether it is the function's own fault, and not this node's.
+    pub(crate) fn is_of_function(&self) -> bool {
+        matches!(self, Self::Unfit(_) | Self::TooLarge { .. })
+    }
 }
 
 /// What a node's sandboxes do, for the heartbeat.

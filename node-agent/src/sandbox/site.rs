@@ -62,6 +62,13 @@ pub(crate) enum Fault {
     Memory(#[source] io::Error),
 }
 
+impl Fault {
+    /// Whether it is the function's own.
+    pub(crate) fn is_of_function(&self) -> bool {
+        matches!(self, Self::Environment)
+    }
+}
+
 /// All that sandboxes are made from.
 #[derive(Debug)]
 pub(crate) struct Site {
