@@ -1,6 +1,7 @@
 //! Calls of the control API: the edge hands them to a runtime of their own and waits, so that no database, hash or
 //! upload ever sits on an edge thread.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
@@ -8,8 +9,9 @@ use common::error::{Code, PublicError};
 use http::request::Parts;
 use http::{Request, Response};
 use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tower::ServiceExt as _;
 
 use super::body::ClientBody;
@@ -20,32 +22,47 @@ const DEADLINE: Duration = Duration::from_secs(30 * 60);
 /// How long an upload may take as a whole.
 pub(crate) const UPLOAD_DEADLINE: Duration = Duration::from_secs(15 * 60);
 
+/// Most calls under way that run to their end without their client: over HTTP/2 one that takes its requests back at once
+/// begins as many as it likes.
+const MAX_CHANGES: usize = 1024;
+
 /// The control API, as the edge calls it.
 pub(crate) struct ControlCalls {
     router: Router,
     runtime: Handle,
     pub(crate) tasks: TaskTracker,
+    changes: Arc<Semaphore>,
 }
 
 impl ControlCalls {
     pub(crate) fn new(router: Router, runtime: &Handle) -> Self {
-        Self { router, runtime: runtime.clone(), tasks: TaskTracker::new() }
+        let changes = Arc::new(Semaphore::new(MAX_CHANGES));
+        Self { router, runtime: runtime.clone(), tasks: TaskTracker::new(), changes }
     }
 
-    /// Has the control API answer. If the client goes away, the call still runs to its end.
+    /// Has the control API answer. If the client goes away, a call that may change something still runs to its end; one that
+    /// only looks does not.
     ///
     /// # Errors
-    /// The call panicked or took too long; both are bugs.
+    /// Too many calls of the first sort are under way. The call panicked or took too long; both are bugs.
     pub(crate) async fn answer(
         &self,
         parts: Parts,
         body: ClientBody,
     ) -> Result<Response<axum::body::Body>, PublicError> {
+        let busy =
+            |_| PublicError::new(Code::Overloaded, "too many calls of the API are under way: try again in a moment");
+        let is_safe = parts.method.is_safe();
+        let place = if is_safe { None } else { Some(self.changes.clone().try_acquire_owned().map_err(busy)?) };
         let request = Request::from_parts(parts, axum::body::Body::new(body));
         let router = self.router.clone();
-        let call = async move { timeout(DEADLINE, router.oneshot(request)).await };
-        let answer = self.tasks.spawn_on(call, &self.runtime);
-        match answer.await {
+        let call = async move {
+            let _place = place;
+            timeout(DEADLINE, router.oneshot(request)).await
+        };
+        let answer = AbortOnDropHandle::new(self.tasks.spawn_on(call, &self.runtime));
+        let answered = if is_safe { answer.await } else { answer.detach().await };
+        match answered {
             Ok(Ok(Ok(answer))) => Ok(answer),
             Ok(Ok(Err(never))) => match never {},
             Ok(Err(_late)) => {
