@@ -95,6 +95,7 @@ async fn drain_and_return(fleet: &Fleet, load: &Load) -> Result<Drained> {
     let begun = Instant::now();
     let said = tokio::task::block_in_place(|| fleet.node(&["drain", &name]))?;
     ensure!(said.contains("is empty"), "{said}");
+    let took = begun.elapsed();
     // Nothing comes to it any more.
     let before = load.count();
     until("more calls are answered, and nothing is warm there", PATIENCE, async || {
@@ -107,11 +108,7 @@ async fn drain_and_return(fleet: &Fleet, load: &Load) -> Result<Drained> {
     .await?;
     let ended = Instant::now();
     ensure!(fleet.node(&["uncordon", &name])?.contains("is linked"));
-<<<<<<< ours
-    Ok((begun, ended))
-=======
     Ok((begun, took, ended))
->>>>>>> theirs
 }
 
 #[tokio::test(flavor = "multi_thread")]
