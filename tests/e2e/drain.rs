@@ -80,8 +80,11 @@ async fn call(user: Client, name: &'static str, load: Arc<Load>) -> Result<()> {
     Ok(())
 }
 
-/// Drains the node with the most calls and takes it back; from when until when it was drained.
-async fn drain_and_return(fleet: &Fleet, load: &Load) -> Result<(Instant, Instant)> {
+/// When a node was drained, how long it took until it was empty, and when it was taken back.
+type Drained = (Instant, Duration, Instant);
+
+/// Drains the node with the most calls and takes it back, once nothing is warm there any more.
+async fn drain_and_return(fleet: &Fleet, load: &Load) -> Result<Drained> {
     load.more().await?;
     let nodes = fleet.nodes().await?;
     let busiest = nodes.iter().max_by_key(|node| node["busy"].as_u64()).context("no node")?;
@@ -92,25 +95,27 @@ async fn drain_and_return(fleet: &Fleet, load: &Load) -> Result<(Instant, Instan
     let begun = Instant::now();
     let said = tokio::task::block_in_place(|| fleet.node(&["drain", &name]))?;
     ensure!(said.contains("is empty"), "{said}");
+    let took = begun.elapsed();
     // Nothing comes to it any more.
     let before = load.count();
-    while load.count() < before + STEADY {
+    until("more calls are answered, and nothing is warm there", PATIENCE, async || {
         let nodes = fleet.nodes().await?;
         let node = nodes.iter().find(|node| node["name"] == name.as_str()).context("it is gone")?;
         ensure!(node["state"] == "draining" && node["busy"] == 0, "{node}");
         ensure!(node["moving"] == 0 && node["stranded"] == 0, "{node}");
-        ensure!(begun.elapsed() < 2 * PATIENCE, "no more calls are answered");
-    }
+        Ok((load.count() >= before + STEADY && node["warm"] == 0).then_some(()))
+    })
+    .await?;
     let ended = Instant::now();
     ensure!(fleet.node(&["uncordon", &name])?.contains("is linked"));
-    Ok((begun, ended))
+    Ok((begun, took, ended))
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_is_drained_under_load_without_a_trace() -> Result<()> {
     let fleet = Fleet::start(&[]).await?;
     // What is not called there is soon cold there, so that each drain has something to move.
-    let settings = [("SANDBOX_IDLE_SECONDS", "1")];
+    let settings = [("SANDBOX_IDLE_SECONDS", "3")];
     let machines = try_join_all(["one", "two"].map(|name| fleet.machine_with(name, &settings))).await?;
     let logs = || machines.iter().map(Machine::log).chain([fleet.platform.log()]).collect::<Vec<_>>().join("\n");
     let user = &fleet.operator;
@@ -123,7 +128,9 @@ async fn a_node_is_drained_under_load_without_a_trace() -> Result<()> {
     let mut drained = Vec::new();
     let rounds = async {
         for _ in 0..ROUNDS {
-            drained.push(drain_and_return(&fleet, &load).await?);
+            let (begun, took, ended) = drain_and_return(&fleet, &load).await?;
+            println!("a node was empty after {took:?}");
+            drained.push(begun..ended);
         }
         Ok::<_, anyhow::Error>(())
     };
@@ -138,15 +145,14 @@ async fn a_node_is_drained_under_load_without_a_trace() -> Result<()> {
     let mut more = 0;
     for Call { name, id, status, timing, begun } in &calls {
         ensure!(*status == 200, "{name}: {id} was answered {status}\n{}", logs());
-        let is_drained = drained.iter().any(|(from, until)| (from..until).contains(&begun));
+        let is_drained = drained.iter().any(|times| times.contains(begun));
         if is_drained && timing.contains("cold") {
             // A version may need one sandbox more wherever it is; that it had none is what must not be.
             ensure!(timing.contains("cold;desc=\"all_busy\""), "{name}: {id} was cold: {timing}\n{}", logs());
             more += 1;
         }
     }
-    let while_drained =
-        calls.iter().filter(|call| drained.iter().any(|(from, until)| (from..until).contains(&&call.begun)));
+    let while_drained = calls.iter().filter(|call| drained.iter().any(|times| times.contains(&call.begun)));
     println!(
         "{} calls, {} of them while a node was drained, {more} of which had one more sandbox started",
         calls.len(),
