@@ -68,6 +68,7 @@ pub(super) fn newcomer(size: &Size) -> Candidate {
         duty: Duty::Active,
         is_avoided: false,
         hands_over: Vec::new(),
+        takes_over: Vec::new(),
         labels: Arc::default(),
         labelled: 0,
         placed: Arc::default(),

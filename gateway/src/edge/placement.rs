@@ -84,6 +84,8 @@ pub struct Candidate {
     pub is_avoided: bool,
     /// Of one that is drained, the versions that it still gets calls of until they are warm elsewhere; sorted.
     pub hands_over: Vec<DeploymentId>,
+    /// Versions that it is to take over and that are not warm yet, whatever it says.
+    pub takes_over: Vec<DeploymentId>,
     /// What it is or has, as the operator says.
     pub labels: Arc<Labels>,
     /// Another number for other labels.
@@ -107,7 +109,7 @@ impl Candidate {
     }
 
     fn has_warm(&self, deployment: DeploymentId) -> bool {
-        self.state.warm.binary_search(&deployment).is_ok()
+        self.state.warm.binary_search(&deployment).is_ok() && !self.takes_over.contains(&deployment)
     }
 }
 

@@ -17,6 +17,8 @@ const MOVES_AT_ONCE: usize = 4;
 pub(super) struct Move {
     pub(super) to: NodeId,
     pub(super) sandboxes: u32,
+    /// Whether it had none there before.
+    pub(super) is_new: bool,
 }
 
 /// How a move stands.
@@ -114,6 +116,12 @@ impl Handover {
         moved.iter().copied().chain(under_way)
     }
 
+    /// What is not warm yet where it goes, though something of it may be there.
+    pub(super) fn arriving(&self) -> impl Iterator<Item = (DeploymentId, NodeId)> {
+        let moves = self.left.iter().filter_map(|(version, step)| Some((*version, (*step)?)));
+        moves.filter(|(_, to)| to.is_new).map(|(version, to)| (version, to.to))
+    }
+
     /// When to look at the latest; `None` once it is over.
     pub(super) fn until(&self) -> Option<Instant> {
         (!self.left.is_empty()).then_some(self.until)
@@ -145,7 +153,7 @@ mod tests {
         }
 
         fn successor(&self, _: DeploymentId) -> Option<Move> {
-            self.has_room.then_some(Move { to: self.other?, sandboxes: 2 })
+            self.has_room.then_some(Move { to: self.other?, sandboxes: 2, is_new: true })
         }
 
         fn standing(&self, version: DeploymentId, to: &Move) -> Standing {
@@ -179,6 +187,7 @@ mod tests {
         fleet.warm = all[..3].to_vec();
         assert!(handover.look(begin, &fleet));
         check(&handover, 6, 3, 0);
+        assert_eq!(handover.arriving().count(), 3);
         assert!(handover.left().eq(all[3..].iter().copied()));
         fleet.gone = vec![all[3]];
         assert!(handover.look(begin, &fleet));

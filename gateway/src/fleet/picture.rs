@@ -62,6 +62,7 @@ impl Fleet {
     /// Draws the picture anew, and wakes who waits for another one.
     pub(super) fn redraw(&self, nodes: &HashMap<NodeId, Node>) {
         let linked = nodes.values().filter_map(|node| Some((node, node.control.as_ref()?.protocol)));
+        let arriving: Vec<_> = nodes.values().flat_map(|node| &node.handover).flat_map(Handover::arriving).collect();
         let mut seen: Vec<_> = linked
             .map(|(node, protocol)| {
                 let (link, state, load) = (node.link.clone(), node.state.clone(), node.load.clone());
@@ -74,7 +75,11 @@ impl Fleet {
                 let linked =
                     Linked { link, state: state.clone(), duty, protocol, health, handover, labels: labels.clone() };
                 let placed = node.link.pass.placed();
-                (linked, Candidate { node: id, state, load, duty, is_avoided, hands_over, labels, labelled, placed })
+                let takes_over = arriving.iter().filter(|(_, to)| *to == id).map(|(version, _)| *version).collect();
+                let node = id;
+                let candidate =
+                    Candidate { node, state, load, duty, is_avoided, hands_over, takes_over, labels, labelled, placed };
+                (linked, candidate)
             })
             .collect();
         seen.sort_unstable_by_key(|(_, candidate)| candidate.node);

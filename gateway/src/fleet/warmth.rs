@@ -152,7 +152,7 @@ impl Fleet {
         let is_active = |(id, ..): &Keeper| self.duty(*id).unwrap_or_default() == Duty::Active;
         let active: Vec<_> = linked.iter().map(|(keeper, ..)| keeper.clone()).filter(is_active).collect();
         let mut parts: HashMap<_, _> = active.iter().map(|(id, ..)| *id).zip(spread(&active, &wishes)).collect();
-        for (deployment, Move { to, sandboxes }) in moves {
+        for (deployment, Move { to, sandboxes, .. }) in moves {
             let Some(part) = parts.get_mut(&to) else { continue };
             match part.iter_mut().find(|warm| warm.deployment == deployment) {
                 Some(warm) => warm.sandboxes = warm.sandboxes.max(sandboxes),
@@ -162,8 +162,9 @@ impl Fleet {
         for ((id, ..), link, handover, control) in linked {
             let mut warm = parts.remove(&id).unwrap_or_default();
             // What is handed over stays warm until then.
-            let left: Vec<_> = handover.iter().flat_map(Handover::left).collect();
-            warm.extend(control.kept.iter().flatten().filter(|kept| left.contains(&kept.deployment)));
+            let told = |version| control.kept.iter().flatten().find(|kept| kept.deployment == version).copied();
+            let stays = |version| told(version).unwrap_or(Warm { deployment: version, sandboxes: 1 });
+            warm.extend(handover.iter().flat_map(Handover::left).map(stays));
             if warm.len() > MAX_KEPT {
                 tracing::warn!(node = %id, versions = warm.len(), "more are to be kept warm than a node can be told");
                 warm.truncate(MAX_KEPT);
@@ -226,11 +227,12 @@ impl Outlook for Sight<'_> {
     fn successor(&self, version: DeploymentId) -> Option<Move> {
         let spec = &self.table.by_deployment(version)?.spec;
         let to = &self.picture.nodes[self.picture.view.successor(&Wanted::of(spec))?];
-        let sandboxes = self.from.sandboxes(version).saturating_add(to.state.sandboxes(version)).min(most(spec));
-        Some(Move { to: to.link.node, sandboxes })
+        let there = to.state.sandboxes(version);
+        let sandboxes = self.from.sandboxes(version).saturating_add(there).min(most(spec));
+        Some(Move { to: to.link.node, sandboxes, is_new: there == 0 })
     }
 
-    fn standing(&self, version: DeploymentId, Move { to, sandboxes }: &Move) -> Standing {
+    fn standing(&self, version: DeploymentId, Move { to, sandboxes, .. }: &Move) -> Standing {
         let is_active = self.fleet.duty(*to).unwrap_or_default() == Duty::Active;
         let node = self.nodes.get(to).filter(|_| is_active);
         let Some((state, control)) = node.and_then(|node| Some((&node.state, node.control.as_ref()?))) else {

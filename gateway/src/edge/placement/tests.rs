@@ -16,6 +16,7 @@ struct Facts {
     hands_over: Option<bool>,
     labels: &'static str,
     has_build: bool,
+    takes_over: bool,
 }
 
 static NONE: Labels = Labels::NONE;
@@ -39,7 +40,8 @@ fn view(nodes: impl IntoIterator<Item = (NodeId, Facts)>, wanted: &Wanted<'_>) -
         let labels = Arc::new(facts.labels.parse().unwrap());
         let (state, labelled) = (Arc::new(state), facts.labels.len() as u64);
         let placed = Arc::new(facts.has_build.then_some(wanted.deployment).into_iter().collect());
-        Candidate { node, state, load, duty, is_avoided, hands_over, labels, labelled, placed }
+        let takes_over = facts.takes_over.then_some(wanted.deployment).into_iter().collect();
+        Candidate { node, state, load, duty, is_avoided, hands_over, takes_over, labels, labelled, placed }
     };
     View::new(nodes.into_iter().map(candidate).collect(), Arc::default())
 }
@@ -151,6 +153,7 @@ fn what_is_handed_over_goes_on_until_it_is_warm_elsewhere() {
     check(&[cold, hands_over], Some(1), "warm there, and not yet elsewhere");
     check(&[cold, Facts { busy: 1000, ..hands_over }], Some(1), "whatever it carries");
     check(&[warm, hands_over], Some(0), "the first warm one");
+    check(&[Facts { takes_over: true, ..warm }, hands_over], Some(1), "it is about to be warm");
     check(&[Facts { busy: 1000, ..warm }, hands_over], Some(1), "what is warm elsewhere carries too much");
     check(&[done, cold], Some(1), "what is not handed over goes elsewhere");
     check(&[done, Facts { busy: 1000, ..cold }], Some(1), "whatever that carries");
