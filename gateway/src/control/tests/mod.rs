@@ -83,6 +83,7 @@ impl Api {
         };
         let reception = Arc::new(Reception::new(fleet.clone(), Arc::new(calls)));
         let link = tokio::spawn(link.run(reception, CancellationToken::new()));
+        let stop = CancellationToken::new();
         let parts = Parts {
             gateway: GatewayId::new(),
             store,
@@ -98,8 +99,8 @@ impl Api {
             enrolment: None,
             routes,
             tasks: TaskTracker::new(),
-            stop: CancellationToken::new(),
-            close: CancellationToken::new(),
+            close: stop.child_token(),
+            stop,
         };
         let state = State::start(settings.control, parts, &registry).unwrap();
         Self { router: router(Arc::clone(&state)), state, directory, _link: AbortOnDropHandle::new(link) }
