@@ -212,7 +212,9 @@ impl Engine {
     async fn launch(&mut self) -> Result<()> {
         let within = |name: &str| self.directory.path().join(name);
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "TERM", "dockerd", "--host", &self.host(), "--live-restore"]);
+        // In a network of its own: an Engine without a bridge removes the one of the machine.
+        command.args(["--pdeathsig", "TERM", "unshare", "--net"]);
+        command.args(["dockerd", "--host", &self.host(), "--live-restore"]);
         command.args(["--bridge=none", "--iptables=false"]);
         for (option, name) in [("--data-root", "data"), ("--exec-root", "exec"), ("--pidfile", "pid")] {
             command.arg(option).arg(within(name));
