@@ -143,7 +143,7 @@ async fn serve(
         let event = tokio::select! {
             said = hear(frames) => said.map(Event::Said),
             () = sleep_until(last + pulse.until()) => Ok(Event::Silence),
-            order = orders.recv() => order.map(Event::Order).ok_or(End::Replaced),
+            order = orders.recv() => order.map(Event::Order).ok_or_else(|| no_orders(link)),
             () = link.ring.notified() => Ok(Event::Shortage),
             Ok(()) = has_successor.changed() => Ok(Event::Succession),
             () = link.pass.gone.cancelled() => Err(End::Removed),
@@ -190,6 +190,11 @@ async fn serve(
             return end;
         }
     }
+}
+
+/// Why nobody gives orders any more. One that was removed is told so, whichever of the two is noticed first.
+fn no_orders(link: &NodeLink) -> End {
+    if link.pass.gone.is_cancelled() { End::Removed } else { End::Replaced }
 }
 
 async fn hear(frames: &mut Frames) -> Result<AgentMessage, End> {

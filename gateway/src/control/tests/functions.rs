@@ -264,7 +264,7 @@ async fn following_the_records() {
     late.id = older_than_new;
     api.state.store.insert_records(&[late]).await.unwrap();
     assert!(next().await.contains(&older_than_new.to_string()));
-    api.state.stop.cancel();
+    api.state.close.cancel();
     let end = tokio::time::timeout(std::time::Duration::from_secs(20), body.next()).await.unwrap();
     assert!(end.is_none(), "the stream ends when the gateway stops");
 }
