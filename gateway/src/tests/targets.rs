@@ -49,8 +49,11 @@ async fn a_node_tells_once_for_all_who_ask() {
     let older = Node::join(&house.socket).await;
     house.until_nodes(3).await;
     let until_known = async || {
-        // Until the database knows the nodes, and they have said how they are.
-        while page(&house, &path(elsewhere.state.node)).await.0 != 200 || found(&house).await.is_empty() {
+        // Until the database knows each of the nodes, and they have said how they are.
+        while page(&house, &path(elsewhere.state.node)).await.0 != 200
+            || page(&house, &path(older.state.node)).await.0 == 404
+            || found(&house).await.is_empty()
+        {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
