@@ -98,6 +98,12 @@ async fn a_busy_one_and_a_blank_one_are_not_frozen() {
         let exit = node.call(&function, "sleep 0.5; echo ran").await;
         assert_eq!(text(&exit.stdout), "ran\n");
         node.freezes(1).await;
+        // It is counted a moment after it is so.
+        let since = Instant::now();
+        while node.metric("dartcloud_sandbox_freezes_total") < 1.0 {
+            assert!(since.elapsed() < PATIENCE, "no freeze is counted");
+            tokio::task::yield_now().await;
+        }
         assert_eq!(node.metric("dartcloud_sandbox_freezes_total"), 1.0);
     })
     .await;
