@@ -2,13 +2,11 @@
 //! not built again, and all who want the same build at once share one run.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use common::archive::{self, Caps};
+use common::archive::Caps;
 use common::digest::Digest;
 use common::error::Chain;
 use common::function::DeploymentSpec;
@@ -17,7 +15,6 @@ use common::protocol::BuildEvent;
 use common::runtime::{Recipe, Runtimes};
 use common::settings::MIB;
 use futures_util::Stream;
-use tempfile::TempDir;
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
 use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
@@ -33,10 +30,12 @@ mod failure;
 pub(crate) mod packed;
 mod run;
 pub(crate) mod tree;
+mod unpacked;
 
 use failure::{BuildFailure, transfer};
 use run::{End, How, Run};
 use tree::Extent;
+use unpacked::{Unpacked, unpack};
 
 /// How long an invocation waits for a build that is not here; the build goes on without it.
 const READY_DEADLINE: Duration = Duration::from_secs(60);
@@ -96,14 +95,6 @@ pub(crate) struct Parts {
     /// How builds are run, and what they may leave.
     pub(crate) args: BuildArgs,
     pub(crate) metrics: Arc<Metrics>,
-}
-
-/// An archive that becomes a build.
-struct Unpacked<'a> {
-    place: TempDir,
-    work: PathBuf,
-    /// What is to be run, if anything.
-    recipe: Option<&'a Recipe>,
 }
 
 /// Makes builds, and knows those that are made.
@@ -293,19 +284,6 @@ impl Builds {
         build.await?.map(Some)
     }
 
-    /// The archive, unpacked in a turn of this build.
-    async fn unpacked(&self, spec: &DeploymentSpec) -> Result<(Unpacked<'_>, SemaphorePermit<'_>), BuildFailure> {
-        let turn = self.turn().await;
-        // A version that could not run for want of its image must not become the one that serves.
-        self.parts.sandboxes.prepare(&spec.runtime).await?;
-        let place = self.parts.cache.workplace()?;
-        let work = place.path().join("work");
-        self.unpack_archive(spec, place.path(), &work).await?;
-        let recipe = self.parts.runtimes.get(&spec.runtime).and_then(|runtime| runtime.build.as_ref());
-        let recipe = recipe.filter(|recipe| recipe.applies(|file| work.join(file).symlink_metadata().is_ok()));
-        Ok((Unpacked { place, work, recipe }, turn))
-    }
-
     async fn finished(
         self: &Arc<Self>,
         spec: &DeploymentSpec,
@@ -357,22 +335,6 @@ impl Builds {
         inserted.await?
     }
 
-    async fn unpack_archive(&self, spec: &DeploymentSpec, place: &Path, work: &Path) -> Result<(), BuildFailure> {
-        let file = place.join("archive.tar.gz");
-        let caps = self.parts.caps;
-        let fetched = self.parts.calls.fetch_archive(spec.archive, &file, caps.archive_bytes()).await;
-        if !fetched.map_err(transfer(BuildFailure::Fetch))? {
-            return Err(BuildFailure::NoArchive(spec.archive));
-        }
-        let (root, work) = (spec.archive_root.clone(), work.to_owned());
-        let unpacked = tokio::task::spawn_blocking(move || {
-            unpack(File::open(&file)?, root.as_deref(), &work, &caps)?;
-            std::fs::remove_file(file)?;
-            Ok::<_, BuildFailure>(())
-        });
-        unpacked.await?
-    }
-
     /// Runs the recipe's command in a sandbox of its own; its lines become the run's log.
     async fn run_recipe(&self, entrypoint: &str, recipe: &Recipe, work: &Path, run: &Run) -> Result<(), BuildFailure> {
         let job = BuildJob {
@@ -394,9 +356,4 @@ impl Builds {
             Some(reason) => Err(BuildFailure::User(reason)),
         }
     }
-}
-
-fn unpack(archive: impl Read, root: Option<&str>, into: &Path, caps: &Caps) -> Result<(), BuildFailure> {
-    std::fs::create_dir(into)?;
-    Ok(archive::unpack(archive, root, into, caps)?)
 }

@@ -34,22 +34,11 @@ pub(crate) struct Passwords {
     /// Those that waited for long.
     late: SyncSender<Job>,
     busy: IntCounter,
+    seconds: Histogram,
 }
 
-struct Job {
-    task: Arc<Task>,
-    reply: oneshot::Sender<Done>,
-}
-
-enum Task {
-    Hash { password: String },
-    Verify { password: String, hash: Option<String> },
-}
-
-enum Done {
-    Hashed(Result<String, argon2::password_hash::Error>),
-    Verified(bool),
-}
+/// A hash to be made or checked, where somebody waits for it still.
+type Job = Box<dyn FnOnce() + Send>;
 
 /// The pool cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -75,64 +64,67 @@ impl Passwords {
         let (jobs, queue) = sync_channel(QUEUE);
         let queue = Arc::new(Mutex::new(queue));
         let (late, late_queue) = sync_channel(QUEUE);
-        let spawn = |name: String, work: Box<dyn FnOnce() + Send>| {
+        let spawn = |name: String, work: Job| {
             std::thread::Builder::new().name(name).spawn(work).map(drop).map_err(StartError::Thread)
         };
         for number in 0..threads {
-            let (queue, seconds) = (Arc::clone(&queue), seconds.clone());
+            let queue = Arc::clone(&queue);
             let work = move || {
                 run_when_idle();
-                work(&queue, &seconds);
+                work(&queue);
             };
             spawn(format!("passwords-{number}"), Box::new(work))?;
         }
-        spawn("passwords-late".into(), Box::new(move || work(&Mutex::new(late_queue), &seconds)))?;
-        Ok(Self { jobs, late, busy })
+        spawn("passwords-late".into(), Box::new(move || work(&Mutex::new(late_queue))))?;
+        Ok(Self { jobs, late, busy, seconds })
     }
 
     /// The hash of a new password, in PHC form.
     pub(crate) async fn hash(&self, password: String) -> Result<String, Failure> {
-        match self.done(Task::Hash { password }).await? {
-            Done::Hashed(Ok(hash)) => Ok(hash),
-            Done::Hashed(Err(error)) => {
-                Err(Failure::caused(Code::Internal, "the password could not be hashed", error.to_string()))
-            }
-            Done::Verified(_) => unreachable!("a hash was asked for"),
-        }
+        let hashed = self.done(move || hash(&password)).await?;
+        let failed = "the password could not be hashed";
+        hashed.map_err(|error| Failure::caused(Code::Internal, failed, error.to_string()))
     }
 
     /// Whether `password` is the one behind `hash`. Without a hash (nobody has that e-mail) it takes as long and is
     /// `false`, so that time does not tell who is registered.
     pub(crate) async fn verify(&self, password: String, hash: Option<String>) -> Result<bool, Failure> {
-        Ok(matches!(self.done(Task::Verify { password, hash }).await?, Done::Verified(true)))
+        self.done(move || verify(&password, hash.as_deref())).await
     }
 
-    async fn done(&self, task: Task) -> Result<Done, Failure> {
-        let gone =
-            |_| Failure::caused(Code::Internal, "passwords cannot be checked", "the passwords' threads are gone");
+    /// What a thread makes of `task`.
+    async fn done<T: Send + 'static>(&self, task: impl Fn() -> T + Send + Sync + 'static) -> Result<T, Failure> {
+        let gone = || Failure::caused(Code::Internal, "passwords cannot be checked", "the passwords' threads are gone");
         let task = Arc::new(task);
-        let mut first = submit(&self.jobs, &task).map_err(|refused| match refused {
+        let submit = |queue: &SyncSender<Job>| {
+            let ((reply, done), task, seconds) = (oneshot::channel(), Arc::clone(&task), self.seconds.clone());
+            let job = move || {
+                // Whoever left the queue by hanging up costs no hash.
+                if !reply.is_closed() {
+                    let _timer = seconds.start_timer();
+                    // The receiver may have left meanwhile: then nobody needs it.
+                    let _ = reply.send(task());
+                }
+            };
+            queue.try_send(Box::new(job)).map(|()| done)
+        };
+        let mut first = submit(&self.jobs).map_err(|refused| match refused {
             TrySendError::Full(_) => {
                 self.busy.inc();
                 Failure::new(Code::Busy, "too many logins at once: try again in a moment")
             }
-            TrySendError::Disconnected(_) => gone(()),
+            TrySendError::Disconnected(_) => gone(),
         })?;
         if let Ok(done) = timeout(PATIENCE, &mut first).await {
-            return done.map_err(|_| gone(()));
+            return done.map_err(|_| gone());
         }
         // Whoever is second finds that nobody waits, or works for nothing.
-        let done = match submit(&self.late, &task) {
+        let done = match submit(&self.late) {
             Ok(second) => tokio::select! { done = first => done, done = second => done },
             Err(_) => first.await,
         };
-        done.map_err(|_| gone(()))
+        done.map_err(|_| gone())
     }
-}
-
-fn submit(queue: &SyncSender<Job>, task: &Arc<Task>) -> Result<oneshot::Receiver<Done>, TrySendError<Job>> {
-    let (reply, done) = oneshot::channel();
-    queue.try_send(Job { task: Arc::clone(task), reply }).map(|()| done)
 }
 
 /// From now on this thread runs on idle cores only (`SCHED_IDLE`, sched(7)).
@@ -143,22 +135,12 @@ fn run_when_idle() {
     }
 }
 
-fn work(queue: &Mutex<Receiver<Job>>, seconds: &Histogram) {
+fn work(queue: &Mutex<Receiver<Job>>) {
     loop {
         // The lock is held while waiting: the threads take turns, and only one of them has to wake.
         let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(job) = job else { return };
-        // Whoever left the queue by hanging up costs no hash.
-        if job.reply.is_closed() {
-            continue;
-        }
-        let _timer = seconds.start_timer();
-        let done = match &*job.task {
-            Task::Hash { password } => Done::Hashed(hash(password)),
-            Task::Verify { password, hash } => Done::Verified(verify(password, hash.as_deref())),
-        };
-        // The receiver may have left meanwhile: then nobody needs it.
-        let _ = job.reply.send(done);
+        job();
     }
 }
 

@@ -25,7 +25,15 @@ pub(super) enum Away {
 
 /// A server that can be away.
 pub(super) trait Server {
-    async fn leave(&mut self, how: Away) -> Result<()>;
+    fn running(&mut self) -> &mut Option<Program>;
+
+    async fn leave(&mut self, how: Away) -> Result<()> {
+        match how {
+            Away::Killed => ended(self.running(), "-KILL").await,
+            Away::Hung => send("-STOP", &[pid(self.running())?]),
+        }
+    }
+
     async fn come_back(&mut self, how: Away) -> Result<()>;
 }
 
@@ -94,6 +102,10 @@ impl Postgres {
 }
 
 impl Server for Postgres {
+    fn running(&mut self) -> &mut Option<Program> {
+        &mut self.running
+    }
+
     async fn leave(&mut self, how: Away) -> Result<()> {
         match how {
             // An immediate stop writes nothing and says nothing to anybody.
@@ -159,11 +171,8 @@ impl Redis {
 }
 
 impl Server for Redis {
-    async fn leave(&mut self, how: Away) -> Result<()> {
-        match how {
-            Away::Killed => ended(&mut self.running, "-KILL").await,
-            Away::Hung => send("-STOP", &[pid(&self.running)?]),
-        }
+    fn running(&mut self) -> &mut Option<Program> {
+        &mut self.running
     }
 
     async fn come_back(&mut self, how: Away) -> Result<()> {
@@ -229,11 +238,8 @@ impl Engine {
 }
 
 impl Server for Engine {
-    async fn leave(&mut self, how: Away) -> Result<()> {
-        match how {
-            Away::Killed => ended(&mut self.running, "-KILL").await,
-            Away::Hung => send("-STOP", &[pid(&self.running)?]),
-        }
+    fn running(&mut self) -> &mut Option<Program> {
+        &mut self.running
     }
 
     async fn come_back(&mut self, how: Away) -> Result<()> {

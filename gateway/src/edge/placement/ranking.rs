@@ -17,8 +17,8 @@ pub struct Ranking {
 }
 
 impl Ranking {
-    /// The ranking of `nodes`, each with its weight, without those that have none: a node with twice the weight is first for twice the keys. When a
-    /// node comes or goes, only its own keys move.
+    /// The ranking of `nodes`, each with its weight, without those that have none: a node with twice the weight is first
+    /// for twice the keys. When a node comes or goes, only its own keys move.
     pub fn of(nodes: impl Iterator<Item = (NodeId, f64)>, key: u128) -> Self {
         let (mut scores, mut places, mut count) = ([0.0; RANKED], [0; RANKED], 0);
         for (place, (node, weight)) in (0..).zip(nodes).filter(|(_, (_, weight))| *weight > 0.0) {
