@@ -40,7 +40,11 @@ pub(crate) fn check(data_dir: &Path) -> Result<(), Error> {
             database.trim(),
             path.display()
         ))),
-        Err(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(Error::Settings(format!(
+            "{} cannot be read ({error}), so it is not known to which database this one was moved: let this user read it",
+            path.display()
+        ))),
     }
 }
 
@@ -58,5 +62,7 @@ mod tests {
         assert!(error.contains("`x` at db.example") && error.contains("DATABASE_URL"), "{error}");
         forget(directory.path()).unwrap();
         check(directory.path()).unwrap();
+        std::fs::create_dir(path(directory.path())).unwrap();
+        assert!(check(directory.path()).unwrap_err().to_string().contains("cannot be read"));
     }
 }
