@@ -40,7 +40,8 @@ pub(crate) fn check(data_dir: &Path) -> Result<(), Error> {
             database.trim(),
             path.display()
         ))),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        // Of a directory that is none, whoever opens the database says so.
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(()),
         Err(error) => Err(Error::Settings(format!(
             "{} cannot be read ({error}), so it is not known to which database this one was moved: let this user read it",
             path.display()
