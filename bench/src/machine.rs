@@ -110,8 +110,17 @@ pub(crate) fn cpu_times(pids: &[u32]) -> Result<Duration> {
 
 /// `VmRSS` of `pid` alone, in MB of a million bytes.
 pub(crate) fn resident_mb(pid: u32) -> Result<f64> {
+    status_mb(pid, "VmRSS:")
+}
+
+/// The part of it that is its own, in MB of a million bytes: not pages of files, which processes of one program share.
+pub(crate) fn own_mb(pid: u32) -> Result<f64> {
+    status_mb(pid, "RssAnon:")
+}
+
+fn status_mb(pid: u32, field: &str) -> Result<f64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).context("the process is gone")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    let line = status.lines().find_map(|line| line.strip_prefix(field)).with_context(|| format!("no {field}"))?;
     let kib: f64 = line.trim().trim_end_matches(" kB").parse()?;
     Ok(kib * 1024.0 / 1e6)
 }

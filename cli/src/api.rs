@@ -216,6 +216,12 @@ impl Client {
     }
 }
 
+/// Makes an account.
+pub(crate) async fn register(base: &Url, ca: Option<&Path>, email: &str, password: &str) -> anyhow::Result<()> {
+    let account = json!({"email": email, "password": password});
+    posted(&http(base, ca)?, base, "api/auth/register", &account).await.map(drop)
+}
+
 /// Signs in and returns what `login` stores; the password is not in it.
 pub(crate) async fn sign_in_as(
     base: &Url,
@@ -258,13 +264,10 @@ fn sign_in() -> anyhow::Error {
 }
 
 fn explained(refusal: Refusal) -> anyhow::Error {
-    let hint = match refusal.code.as_str() {
-        "unauthorized" => Some("the server does not take the token: run `dartcloud login`, or pass a valid --token"),
-        _ => None,
-    };
-    match hint {
-        Some(hint) => anyhow::Error::new(refusal).context(hint),
-        None => refusal.into(),
+    match refusal.code.as_str() {
+        "unauthorized" => anyhow::Error::new(refusal)
+            .context("the server does not take the token: run `dartcloud login`, or pass a valid --token"),
+        _ => refusal.into(),
     }
 }
 
@@ -304,6 +307,10 @@ async fn login(http: &reqwest::Client, base: &Url, email: &str, password: &str) 
 }
 
 async fn tokens(http: &reqwest::Client, base: &Url, path: &str, body: &Value) -> anyhow::Result<Tokens> {
+    parse(&posted(http, base, path, body).await?)
+}
+
+async fn posted(http: &reqwest::Client, base: &Url, path: &str, body: &Value) -> anyhow::Result<String> {
     let sent = http.post(base.join(path)?).timeout(CALL).json(body).send().await;
     let response = sent.map_err(|error| unreachable(base, error))?;
     let status = response.status();
@@ -311,7 +318,7 @@ async fn tokens(http: &reqwest::Client, base: &Url, path: &str, body: &Value) ->
     if !status.is_success() {
         return Err(Refusal::read(Some(status), &text).into());
     }
-    parse(&text)
+    Ok(text)
 }
 
 fn unreachable(base: &Url, error: reqwest::Error) -> anyhow::Error {

@@ -34,6 +34,8 @@ struct Cli {
 enum Command {
     /// Run the whole platform in this process, until Ctrl-C.
     Dev(Box<dev::Args>),
+    /// Make an account on a server, sign in, and remember both; on a new server, it is the operator's.
+    Register(login::Args),
     /// Sign in to a server and remember it.
     Login(login::Args),
     /// Make a folder with a function that deploys and answers as it is.
@@ -69,7 +71,8 @@ fn main() -> ExitCode {
     };
     let done = match cli.command {
         Command::Dev(args) => dev::run(*args),
-        Command::Login(args) => wait(login::run(args)),
+        Command::Register(args) => wait(login::run(args, login::Account::New)),
+        Command::Login(args) => wait(login::run(args, login::Account::Known)),
         Command::New(args) => new::run(&args),
         Command::Deploy(args) => wait(deploy::run(args)),
         Command::List(args) => wait(list::run(args)),
@@ -119,6 +122,7 @@ mod tests {
     fn arguments() {
         Cli::command().debug_assert();
         check("login --url http://127.0.0.1:8080 --email a@example.org --password-stdin", Ok(()));
+        check("register --url http://127.0.0.1:8080 --email a@example.org --password-stdin", Ok(()));
         check("new hello --runtime node", Ok(()));
         check("new hello --runtime node --http", Ok(()));
         check("new hello --runtime cobol", Err("dart, native, node, python"));
@@ -147,6 +151,7 @@ mod tests {
         check("migrate", Err("--to"));
         check("delete hello/../x", Err("lower-case letters"));
         check("list --url ftp://x", Err("http://"));
+        check("list --after hello", Ok(()));
     }
 
     #[test]

@@ -210,6 +210,17 @@ mod tests {
     }
 
     #[test]
+    fn the_document_has_every_code() {
+        let document = include_str!("../../API.md");
+        let of_document = document.lines().filter(|line| line.starts_with("| `") && !line.contains('/')).count();
+        for code in Code::ALL {
+            let row = format!("| `{}` | {} | ", code.word(), code.status());
+            assert!(document.contains(&row), "API.md lacks {row}");
+        }
+        assert_eq!(of_document, Code::ALL.len(), "API.md has a code that is none");
+    }
+
+    #[test]
     fn a_chain_has_every_cause() {
         #[derive(Debug, thiserror::Error)]
         #[error("outer")]

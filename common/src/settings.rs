@@ -47,7 +47,8 @@ impl Place {
 /// How large a body may be under the file contract. The gateway counts, the agent counts again.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub struct BodyLimits {
-    /// Largest request body, in MiB.
+    /// Largest request body, in MiB. Under the file contract it has to fit into `SANDBOX_EXCHANGE_MB` together with the
+    /// result; a binary body takes a third more.
     #[arg(long, env = "MAX_REQUEST_MB", default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..))]
     pub max_request_mb: u32,
     /// Largest result, in MiB.

@@ -34,7 +34,8 @@ pub struct StoreArgs {
     /// Postgres: the main database; it has to exist.
     #[arg(long, env = "POSTGRES_DB", default_value = "dart_cloud")]
     pub postgres_db: String,
-    /// Postgres: the database of the functions' own data, on the same server; created if it is missing.
+    /// Postgres: the database for the functions' own data, on the same server; created if it is missing. Nothing writes
+    /// there yet.
     #[arg(long, env = "FUNCTION_DB", default_value = "functions_db")]
     pub function_db: String,
     /// Most connections to the database at once.

@@ -1,5 +1,6 @@
 //! `dartcloud` as a person uses it.
 
+use std::fs::File;
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -52,6 +53,30 @@ async fn from_new_to_delete() -> Result<()> {
     let said = String::from_utf8_lossy(&gone.stderr).into_owned();
     // It did not run, so there is nothing to be told.
     ensure!(!gone.status.success() && said.contains("not_found") && !said.contains("dartcloud why"), "{said}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_account_is_the_operators() -> Result<()> {
+    let platform = Platform::start(Form::Gateway, &[]).await?;
+    let folder = tempfile::tempdir()?;
+    let password = folder.path().join("password");
+    std::fs::write(&password, "correct horse\n")?;
+    let register = |email: &str| -> Result<(bool, String)> {
+        let mut command = Command::new(program("dartcloud"));
+        command.args(["register", "--url", &platform.url(), "--email", email, "--password-stdin"]);
+        command.current_dir(folder.path()).env("DATA_DIR", folder.path()).env("XDG_CONFIG_HOME", folder.path());
+        let output = command.stdin(File::open(&password)?).output()?;
+        let said = [&output.stdout[..], &output.stderr].concat();
+        Ok((output.status.success(), String::from_utf8(said)?))
+    };
+    let (done, said) = register("ada@example.com")?;
+    ensure!(done && said.contains("Signed in"), "{said}");
+    let whoami = dartcloud(folder.path(), folder.path(), &["whoami"])?;
+    let whoami = String::from_utf8(whoami.stdout)?;
+    ensure!(whoami.contains("ada@example.com") && whoami.contains("operator"), "{whoami}");
+    let (done, said) = register("ada@example.com")?;
+    ensure!(!done && said.contains("log in instead"), "{said}");
     Ok(())
 }
 

@@ -85,13 +85,14 @@ impl Composed {
             fs::set_permissions(&path, fs::Permissions::from_mode(0o444))?;
         }
         fs::write(folder.path().join("empty.env"), "")?;
-        let [port, database, gateway_ops, node_ops, prometheus_port] = free_ports()?;
+        let [port, nodes, database, gateway_ops, node_ops, prometheus_port] = free_ports()?;
         let variables = vec![
             ("POSTGRES_PASSWORD", String::new()),
             ("JWT_SECRET", String::new()),
             ("SECRETS_DIR", folder.path().display().to_string()),
             ("NODE_DATA_DIR", data.display().to_string()),
             ("PORT", port.to_string()),
+            ("NODE_PUBLISH", format!("127.0.0.1:{nodes}")),
             ("POSTGRES_PORT", database.to_string()),
             ("GATEWAY_OPS_PORT", gateway_ops.to_string()),
             ("NODE_OPS_PORT", node_ops.to_string()),

@@ -8,11 +8,12 @@ use serde_json::json;
 
 use crate::engine::container_pids;
 use crate::load::closed;
-use crate::machine::{cgroup_mb, resident_mb};
+use crate::machine::{cgroup_mb, own_mb, resident_mb};
 use crate::platform::Platform;
 use crate::program::Program;
 use crate::report::{Bound, Row, Side};
 use crate::stage::Stage;
+use crate::stats::median;
 
 /// Connections of the load.
 const CONNECTIONS: usize = 32;
@@ -40,6 +41,8 @@ pub(super) fn measure(stage: &Stage) -> Result<Vec<Row>> {
     platform.settle(0)?;
     let runners = container_pids(&label)?;
     let runner = runners.iter().map(|pid| resident_mb(*pid)).collect::<Result<Vec<_>>>()?;
+    let own = runners.iter().map(|pid| own_mb(*pid)).collect::<Result<Vec<_>>>()?;
+    let programs = own_mb(platform.gateway())? + own_mb(platform.node())?;
     let charged = runners.iter().map(|pid| cgroup_mb(*pid)).collect::<Result<Vec<_>>>()?;
     let least = charged.iter().copied().min_by(f64::total_cmp).context("no sandbox is there")?;
     Ok(vec![
@@ -50,14 +53,16 @@ pub(super) fn measure(stage: &Stage) -> Result<Vec<Row>> {
              by the file contract: the highest of each round.",
             Side::new("resident", "MB", highest),
             Bound::AtMost(32.0),
-        ),
+        )
+        .note(format!("{programs:.1} MB of it their own at rest, the rest pages of their files")),
         Row::value(
             "M1",
             "runner",
             "VmRSS of the runner, which is PID 1 of each sandbox, after that load; each sandbox is a round.",
             Side::new("resident", "MB", runner),
             Bound::AtMost(1.0),
-        ),
+        )
+        .note(format!("{:.2} MB of it its own, the rest pages of its file, which all runners share", median(&own))),
         Row::value(
             "M1",
             "blank or idle sandbox",

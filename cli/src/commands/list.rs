@@ -1,8 +1,8 @@
 //! `dartcloud list`.
 
+use common::names::FunctionName;
 use reqwest::Method;
 use serde::Deserialize;
-use serde_json::Value;
 
 use crate::api::{self, Client, Server};
 use crate::{output, progress};
@@ -12,6 +12,9 @@ use crate::{output, progress};
 pub(crate) struct Args {
     #[command(flatten)]
     server: Server,
+    /// Begin after this name, as the page before says where it ends.
+    #[arg(long, value_name = "NAME")]
+    after: Option<FunctionName>,
     /// Print the server's answer as it is.
     #[arg(long)]
     json: bool,
@@ -21,7 +24,7 @@ pub(crate) struct Args {
 struct Functions {
     functions: Vec<Function>,
     #[serde(default)]
-    next: Value,
+    next: Option<FunctionName>,
 }
 
 #[derive(Deserialize)]
@@ -36,12 +39,14 @@ struct Function {
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let mut client = Client::new(args.server)?;
-    let answer = progress::shown(|| "waiting for the server", client.call(Method::GET, "api/functions")).await?;
+    let page = args.after.as_ref().map_or_else(String::new, |name| format!("?after={name}"));
+    let list = client.call(Method::GET, &format!("api/functions{page}"));
+    let answer = progress::shown(|| "waiting for the server", list).await?;
     if args.json {
         return Ok(output::line(answer)?);
     }
     let Functions { functions, next } = api::parse(&answer)?;
-    if functions.is_empty() {
+    if functions.is_empty() && args.after.is_none() {
         output::note("No functions yet: make one with `dartcloud new hello`, then `dartcloud deploy hello`.");
         return Ok(());
     }
@@ -53,8 +58,8 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         [vec![function.name, function.status], rest.to_vec()].concat()
     }));
     output::table(&rows)?;
-    if !next.is_null() {
-        output::note("There are more; `--json` shows where the next page begins.");
+    if let Some(next) = next {
+        output::note(format_args!("There are more: `dartcloud list --after {next}`."));
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! `dartcloud login`: trades e-mail and password for tokens, and keeps those.
+//! `dartcloud login`: trades e-mail and password for tokens, and keeps those. `dartcloud register` makes the account first.
 
 use std::path::PathBuf;
 
@@ -10,7 +10,7 @@ use crate::{credentials, failure, output, progress, prompt};
 /// Where a server on this machine listens that nobody has configured.
 const DEFAULT_URL: &str = "http://127.0.0.1:8080/";
 
-/// The options of `login`.
+/// The options of `login` and of `register`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -23,7 +23,14 @@ pub(crate) struct Args {
     password_stdin: bool,
 }
 
-pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
+/// Whether there is an account already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Account {
+    New,
+    Known,
+}
+
+pub(crate) async fn run(args: Args, account: Account) -> anyhow::Result<()> {
     let path = credentials::user_file()
         .ok_or_else(|| failure::wrong("nowhere to keep the credentials: set HOME or XDG_CONFIG_HOME"))?;
     let url = server(&args.server, &path)?;
@@ -32,7 +39,13 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         None => prompt::line("E-mail: ", "name the account with `--email`")?,
     };
     let password = if args.password_stdin { prompt::password_from_stdin()? } else { prompt::password("Password: ")? };
-    let signed_in = api::sign_in_as(&url, args.server.ca_file.as_deref(), &email, &password);
+    let ca = args.server.ca_file.as_deref();
+    let signed_in = async {
+        if account == Account::New {
+            api::register(&url, ca, &email, &password).await?;
+        }
+        api::sign_in_as(&url, ca, &email, &password).await
+    };
     let credentials = progress::shown(|| format!("waiting for {url}"), signed_in).await?;
     credentials::save(&path, &credentials)?;
     output::line(format_args!("Signed in to {url} as {email}."))?;

@@ -23,6 +23,8 @@ pub(crate) struct Args {
 struct Me {
     email: String,
     handle: String,
+    #[serde(default)]
+    operator: bool,
 }
 
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
@@ -34,6 +36,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     if args.json {
         return Ok(output::line(answer)?);
     }
-    let Me { email, handle } = api::parse(&answer)?;
-    Ok(output::line(format_args!("{email} ({handle}) on {}", client.base()))?)
+    let Me { email, handle, operator } = api::parse(&answer)?;
+    let role = if operator { ", the operator," } else { "" };
+    Ok(output::line(format_args!("{email} ({handle}){role} on {}", client.base()))?)
 }

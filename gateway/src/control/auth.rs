@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use store::{NewUser, Rotation, User};
 
 use super::State;
-use super::caller::Caller;
+use super::caller::{Caller, Operator};
 use super::config::Registration;
 use super::error::Failure;
 use super::request::Fields;
@@ -29,14 +29,15 @@ const MAX_PASSWORD_CHARS: usize = 1024;
 /// Longest handle that is made from an e-mail; the rest is for the number that a taken one gets.
 const MAX_HANDLE_CHARS: usize = 48;
 
-/// `POST /api/auth/register`.
+/// `POST /api/auth/register`. Where registration is closed, the operator makes accounts by it for others.
 pub(crate) async fn register(
     Extract(state): Extract<Arc<State>>,
+    operator: Result<Operator, Failure>,
     mut fields: Fields,
 ) -> Result<(StatusCode, Json<Value>), Failure> {
     let email = checked_email(fields.text("email")?)?;
     let password = checked_password(fields.text("password")?)?;
-    let only_first = state.args.registration == Registration::Closed;
+    let only_first = state.args.registration == Registration::Closed && operator.is_err();
     // Asked first, so that it costs no hash; the insert decides.
     if only_first && state.store.has_users().await? {
         return Err(store::Error::NotFirst.into());

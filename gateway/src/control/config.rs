@@ -7,7 +7,8 @@ use std::time::Duration;
 /// What the control API may do, and how much of it at once.
 #[derive(Clone, Debug, clap::Args)]
 pub struct ControlArgs {
-    /// Whether anyone may register. The first user always may, and becomes the operator.
+    /// Whether anyone may register. The first user always may, and becomes the operator, who may register others
+    /// by the same call with his token.
     #[arg(long, env = "REGISTRATION", value_enum, default_value = "open")]
     pub registration: Registration,
     /// How long an access token is valid, in seconds.
@@ -39,7 +40,7 @@ pub struct ControlArgs {
 pub enum Registration {
     /// Anyone may.
     Open,
-    /// Only the first user may.
+    /// The first user may, who becomes the operator, and whom he registers.
     Closed,
 }
 

@@ -110,7 +110,10 @@ impl From<store::Error> for Failure {
         match error {
             E::NotFound => Self::not_found("what you asked for"),
             E::Taken => Self::new(Code::Conflict, "this name is already taken: choose another"),
-            E::NotFirst => Self::new(Code::Forbidden, "registration is closed here: ask the operator for an account"),
+            E::NotFirst => Self::new(
+                Code::Forbidden,
+                "registration is closed here: the operator makes accounts, by this call with his own token",
+            ),
             E::Unavailable(_) => Self::caused(
                 Code::StoreUnavailable,
                 "the platform's database does not answer: try again in a moment",

@@ -13,6 +13,9 @@ const PURGE_PAUSE: Duration = Duration::from_secs(60 * 60);
 /// A version that is so old and still in `building` is nobody's: a deploy takes a quarter of an hour at most, and a bit.
 const OVERDUE_SECONDS: u32 = 20 * 60;
 
+/// How often such versions are looked for.
+const OVERDUE_PAUSE: Duration = Duration::from_secs(5 * 60);
+
 /// How often the store is asked whether it is there.
 const WATCH_PAUSE: Duration = Duration::from_secs(5);
 
@@ -105,7 +108,7 @@ async fn fail_overdue(state: &State) {
             Err(error) => tracing::warn!(%error, "unfinished deploys could not be failed: trying again later"),
         }
         tokio::select! {
-            () = tokio::time::sleep(PURGE_PAUSE) => {}
+            () = tokio::time::sleep(OVERDUE_PAUSE) => {}
             () = state.stop.cancelled() => return,
         }
     }

@@ -32,8 +32,8 @@ pub struct SandboxArgs {
     /// never.
     #[arg(long, env = "SANDBOX_FREEZE_AFTER_MS", default_value_t = 1000)]
     pub sandbox_freeze_after_ms: u64,
-    /// How long a call may wait for a sandbox, in seconds.
-    #[arg(long, env = "SANDBOX_START_SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
+    /// How long a call may wait for a sandbox, in seconds: at most 100, since the gateway waits no longer.
+    #[arg(long, env = "SANDBOX_START_SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=100))]
     pub sandbox_start_seconds: u64,
     /// How many calls may wait for a sandbox, over all functions.
     #[arg(long, env = "SANDBOX_QUEUE", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..))]
@@ -50,8 +50,8 @@ pub struct SandboxArgs {
     /// Room for one request and one result together, in MiB. It is memory, used while a call runs.
     #[arg(long, env = "SANDBOX_EXCHANGE_MB", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
     pub sandbox_exchange_mb: u32,
-    /// What is kept of each of a call's stdout and stderr, in KiB.
-    #[arg(long, env = "SANDBOX_OUTPUT_KB", default_value_t = 64)]
+    /// What is kept of each of a call's stdout and stderr, in KiB: at most 64, which is what a record takes.
+    #[arg(long, env = "SANDBOX_OUTPUT_KB", default_value_t = 64, value_parser = clap::value_parser!(u32).range(0..=64))]
     pub sandbox_output_kb: u32,
     /// The Docker network of functions with egress, and of builds that fetch packages; default: one that the agent
     /// makes for them, in which they do not reach each other.
@@ -96,8 +96,8 @@ pub struct BuildArgs {
     /// What is kept of what a build prints, in KiB.
     #[arg(long, env = "BUILD_OUTPUT_KB", default_value_t = 4096)]
     pub build_output_kb: u32,
-    /// Certificate authorities that builds with a network trust; the machine's own where it has them. Empty: those
-    /// of the image.
+    /// Certificate authorities that builds with a network trust; the machine's own where it has them.
+    /// `/dev/null`: those of the image.
     #[arg(long, env = "BUILD_CA_FILE", default_value = "/etc/ssl/certs/ca-certificates.crt")]
     pub build_ca_file: PathBuf,
     /// Environment of builds with a network, `KEY=VALUE` (a package index, a proxy); may be given several times,

@@ -1,7 +1,7 @@
 //! Registering, logging in, refreshing, logging out.
 
 use futures_util::future::join_all;
-use http::header::CONTENT_TYPE;
+use http::header::{AUTHORIZATION, CONTENT_TYPE};
 
 use super::{Api, get, json, request};
 
@@ -99,9 +99,19 @@ async fn a_refresh_token_works_once() {
 #[tokio::test]
 async fn closed_registration_lets_the_first_user_in() {
     let api = Api::start_with(&["--registration", "closed"]).await;
-    api.user("ada@example.com").await;
+    let (_, operator) = api.user("ada@example.com").await;
     let body = r#"{"email":"bob@example.com","password":"correct horse"}"#;
     api.check(json("/api/auth/register", body), 403, "registration is closed").await;
+    let register = |token: &str, body: &str| {
+        let mut request = json("/api/auth/register", body);
+        request.headers_mut().insert(AUTHORIZATION, format!("Bearer {token}").parse().unwrap());
+        request
+    };
+    // The operator makes accounts for others, who make none.
+    api.check(register(&operator, body), 201, "bob@example.com").await;
+    let tokens = api.check(json("/api/auth/login", body), 200, "").await.json();
+    let carol = r#"{"email":"carol@example.com","password":"correct horse"}"#;
+    api.check(register(tokens["accessToken"].as_str().unwrap(), carol), 403, "registration is closed").await;
 }
 
 #[tokio::test]
