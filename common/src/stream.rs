@@ -55,6 +55,12 @@ impl Pace {
         self.0.heard_ms.store(ms, Ordering::Relaxed);
     }
 
+    /// When its time in all is over.
+    #[must_use]
+    pub fn end(&self) -> Instant {
+        self.0.begun + self.0.total
+    }
+
     /// Waits until the call is over time.
     pub async fn over(&self) -> Late {
         loop {

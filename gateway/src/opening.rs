@@ -63,6 +63,7 @@ impl Opening<'_> {
             artifacts: basis.artifacts.clone(),
             routes: basis.routes.clone(),
             fleet: basis.fleet.clone(),
+            runtimes: state.runtimes.clone(),
             enrolment,
         });
         let accept_agents = || {

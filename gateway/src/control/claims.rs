@@ -38,8 +38,10 @@ impl Claims {
     /// Claims `what`, unless somebody else holds it.
     pub(crate) async fn take(&self, what: Claim) -> Result<Option<Claimed<'_>>, store::Error> {
         let holder = Holder::new();
-        let is_ours = self.store.claim(what, holder, CLAIM_SECONDS).await?;
-        Ok(is_ours.then_some(Claimed { claims: self, what, holder, given_up: false }))
+        // Before the store is asked: whoever is cut off while it answers leaves nothing behind.
+        let mut claimed = Claimed { claims: self, what, holder, given_up: false };
+        claimed.given_up = !self.store.claim(what, holder, CLAIM_SECONDS).await?;
+        Ok(if claimed.given_up { None } else { Some(claimed) })
     }
 
     /// Claims `what`, once nobody else holds it. The caller has a deadline.

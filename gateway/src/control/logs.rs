@@ -38,9 +38,9 @@ const FOLLOW_LIFETIME: Duration = Duration::from_secs(60 * 60);
 /// The pause between two looks at the store.
 const FOLLOW_PAUSE: Duration = Duration::from_secs(1);
 /// Records of one look's first query.
-const FOLLOW_PAGE: u32 = 50;
-/// Queries of one look, when calls come faster than one page a second.
-const FOLLOW_PAGES: usize = 20;
+const FOLLOW_PAGE: u32 = 250;
+/// Queries of one look, when calls come faster than one page a second; each answer has 2 MiB at most.
+const FOLLOW_PAGES: usize = 4;
 /// Every so many looks one goes back as far as a call may have begun whose record still comes.
 const DEEP_EVERY: u32 = 5;
 /// What a call may take beside its time limit until its record is in the store: its upload, its wait for a sandbox,

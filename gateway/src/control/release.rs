@@ -108,7 +108,10 @@ impl Release {
             Err(failure) => return Err(abandon(&state, owner, &pending, log, failure).await),
         };
         log.flush().await;
-        reload_routes(&state).await?;
+        if let Err(failure) = reload_routes(&state).await {
+            // It serves: what is not read now, the feed tells.
+            tracing::warn!(%deployment, ?failure, "a new version serves, but the routes could not be read");
+        }
         // Another gateway may have activated a later version meanwhile; then ours is the one that nobody needs.
         if function.active.as_ref().is_none_or(|active| active.spec.deployment != deployment) {
             state.fleet.retire(&[deployment]);

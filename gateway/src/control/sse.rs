@@ -1,6 +1,7 @@
 //! Server-sent events, with a comment now and then so that nothing on the way takes a quiet stream for a dead one.
 
 use std::convert::Infallible;
+use std::pin::pin;
 use std::time::Duration;
 
 use axum::response::sse::{Event, Sse};
@@ -8,6 +9,7 @@ use axum::response::{IntoResponse, Response};
 use futures_util::stream::{self, Stream, StreamExt as _};
 use http::{HeaderName, HeaderValue};
 use serde::Serialize;
+use tokio::sync::mpsc;
 
 /// Longest silence of a stream.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
@@ -24,14 +26,29 @@ pub(crate) fn json(event: &'static str, value: &impl Serialize) -> Event {
     Event::default().event(event).data(text)
 }
 
-/// The response that streams `events`.
+/// The response that streams `events`. They are made here, on the control runtime: the answer is polled on an edge thread,
+/// where nobody asks the database.
 pub(crate) fn answer(events: impl Stream<Item = Event> + Send + 'static) -> Response {
-    let kept_alive = stream::unfold(Box::pin(events), |mut events| async {
-        let event = match tokio::time::timeout(KEEP_ALIVE, events.next()).await {
+    let (tell, told) = mpsc::channel(1);
+    tokio::spawn(async move {
+        let mut events = pin!(events);
+        loop {
+            let event = tokio::select! {
+                () = tell.closed() => return,
+                event = events.next() => event,
+            };
+            let Some(event) = event else { return };
+            if tell.send(event).await.is_err() {
+                return;
+            }
+        }
+    });
+    let kept_alive = stream::unfold(told, |mut told| async {
+        let event = match tokio::time::timeout(KEEP_ALIVE, told.recv()).await {
             Ok(event) => event?,
             Err(_) => Event::default().comment("still here"),
         };
-        Some((Ok::<_, Infallible>(event), events))
+        Some((Ok::<_, Infallible>(event), told))
     });
     let mut response = Sse::new(kept_alive).into_response();
     // nginx, where somebody puts it before us, holds answers back without this.

@@ -14,6 +14,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
+use super::limits::Permit;
 use super::stream::Watch;
 use crate::fleet::stock::Lease;
 
@@ -26,6 +27,9 @@ const MAX_DISCARDED: u64 = 16 * 1024 * 1024;
 
 /// How long that may take.
 const DISCARD_DEADLINE: Duration = Duration::from_secs(3);
+
+/// What of an answer the buffers of a connection take as a rule, in bytes.
+const BUFFERED: u64 = 64 * 1024;
 
 /// Why a client's body ended early.
 #[derive(Debug, thiserror::Error)]
@@ -76,7 +80,7 @@ pub(crate) struct ClientBody {
 enum Time {
     /// So long as a whole; and it may not stand still.
     Own(Duration),
-    /// As long as its call, in which the answer may go the other way meanwhile.
+    /// As long as its call in all, also when the answer is there before: that may go the other way meanwhile.
     Call(Pace),
 }
 
@@ -133,15 +137,18 @@ impl ClientBody {
 
     fn poll_clock(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let now = Instant::now();
-        let Time::Own(deadline) = self.time else { return Poll::Pending };
+        let (end, idle) = match &self.time {
+            Time::Own(deadline) => (now + *deadline, Some(IDLE)),
+            Time::Call(pace) => (pace.end(), None),
+        };
+        let next = |end: Instant, progress: Instant| idle.map_or(end, |idle| end.min(progress + idle));
         let clock = self.clock.get_or_insert_with(|| {
-            let end = now + deadline;
-            Clock { sleep: Box::pin(tokio::time::sleep_until(end.min(now + IDLE))), progress: now, end }
+            Clock { sleep: Box::pin(tokio::time::sleep_until(next(end, now))), progress: now, end }
         });
         loop {
             ready!(clock.sleep.as_mut().poll(cx));
             // The timer is not touched by every chunk; when it rings, it looks whether there was one.
-            let next = clock.end.min(clock.progress + IDLE);
+            let next = next(clock.end, clock.progress);
             if next <= Instant::now() {
                 return Poll::Ready(());
             }
@@ -216,19 +223,30 @@ pub(crate) struct NodeBody {
     lease: Option<Lease>,
     /// A server's answer has its time, and its place until the last byte.
     watch: Option<Watch>,
+    /// The place of a process' answer that its client has to take first.
+    permit: Option<Permit>,
 }
 
 impl NodeBody {
     pub(crate) fn new(inner: Incoming, lease: Lease, watch: Option<Watch>) -> Self {
-        let mut body = Self { inner, lease: Some(lease), watch };
+        let mut body = Self { inner, lease: Some(lease), watch, permit: None };
         if body.inner.is_end_stream() {
             body.give_back();
         }
         body
     }
 
+    /// The answer of a process that has ended. What no buffer takes keeps a connection of the node until the client has
+    /// read it, so it keeps the call's place, too: who reads slowly takes of one function's, not of the node's.
+    pub(crate) fn whole(inner: Incoming, lease: Lease, permit: Option<Permit>) -> Self {
+        let is_large = inner.size_hint().upper().is_none_or(|bytes| bytes > BUFFERED);
+        let mut body = Self::new(inner, lease, None);
+        body.permit = permit.filter(|_| is_large && body.lease.is_some());
+        body
+    }
+
     fn give_back(&mut self) {
-        self.watch = None;
+        (self.watch, self.permit) = (None, None);
         if let Some(lease) = self.lease.take() {
             lease.give_back();
         }
@@ -266,7 +284,7 @@ impl Body for AnswerBody {
                             watch.heard();
                         }
                     }
-                    Some(Err(_)) => (body.lease, body.watch) = (None, None),
+                    Some(Err(_)) => (body.lease, body.watch, body.permit) = (None, None, None),
                 }
                 Poll::Ready(frame.map(|frame| frame.map_err(AnswerError::Node)))
             }

@@ -146,16 +146,16 @@ fn arrived(
     lease: Lease,
     permit: Option<Permit>,
     streaming: Option<Streaming>,
-    (tasks, link): (&TaskTracker, &NodeLink),
+    (tasks, link): (&TaskTracker, &Arc<NodeLink>),
 ) -> Result<Response<NodeBody>, PublicError> {
     let switches = answer.status() == StatusCode::SWITCHING_PROTOCOLS;
     let Some(mut streaming) = streaming else {
-        return if switches { Err(unasked()) } else { Ok(answer.map(|body| NodeBody::new(body, lease, None))) };
+        return if switches { Err(unasked()) } else { Ok(answer.map(|body| NodeBody::whole(body, lease, permit))) };
     };
     if switches {
         let client = streaming.upgrade.take().filter(|_| names_websocket(answer.headers())).ok_or_else(unasked)?;
         let node = hyper::upgrade::on(&mut answer);
-        streaming.carry(tasks, client, node, permit, link.gone.clone());
+        streaming.carry(tasks, client, node, permit, link);
         return Ok(answer.map(|body| NodeBody::new(body, lease, None)));
     }
     let watch = streaming.watch(permit);

@@ -212,21 +212,13 @@ struct Door {
     grace: Duration,
 }
 
-struct Counted<'a>(&'a Metrics);
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.0.connections.dec();
-    }
-}
-
 #[async_trait]
 impl ServerApp for Door {
     async fn process_new(self: &Arc<Self>, stream: Stream, closing: &ShutdownWatch) -> Option<Stream> {
         let _open = self.connections.token();
         let address = address_of(&stream)?.ip();
         let proxies = self.proxies.hold(address).then(|| self.proxies.clone());
-        let Some(_seat) = self.seats.take(address, proxies.is_some()) else {
+        let Some(seat) = self.seats.take(address, proxies.is_some()) else {
             self.edge.metrics.refused.inc();
             // Of a client that waits for a handshake no words are understood.
             if self.tls.is_none() {
@@ -234,12 +226,12 @@ impl ServerApp for Door {
             }
             return None;
         };
-        self.edge.metrics.connections.inc();
-        let _counted = Counted(&self.edge.metrics);
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        let seated = Some(Seated::new(seat, &self.edge.metrics));
+        let peer = Peer { seated, ..Peer::new(address, scheme, proxies) };
         let ended = match &self.tls {
-            None => self.http1(Prompt::new(stream, STALL), &Peer::new(address, "http", proxies), closing).await,
+            None => self.http1(Prompt::new(stream, STALL), &peer, closing).await,
             Some(tls) => {
-                let peer = Peer::new(address, "https", proxies);
                 // Boxed, since it is large: connections without TLS are not to pay for it.
                 Box::pin(self.secure(tls, stream, peer, closing)).await
             }

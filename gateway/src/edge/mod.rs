@@ -53,6 +53,7 @@ use limits::{Client, Limits};
 use proxies::Proxies;
 use receipt::{Answer, Receipt};
 use routes::{Route, Routes, Target};
+use seats::Seated;
 use stream::Streaming;
 
 /// The id of the request, in the extensions of every request of the control API.
@@ -92,20 +93,23 @@ pub(crate) struct Peer {
     proxies: Option<Arc<Proxies>>,
     /// Closes the connection, whatever it stands at; of HTTP/2, the stream.
     pub(crate) cut: Arc<Notify>,
+    /// What it holds as long as it is there.
+    seated: Option<Arc<Seated>>,
 }
 
 impl Peer {
     pub(crate) fn new(address: IpAddr, scheme: &'static str, proxies: Option<Arc<Proxies>>) -> Self {
         let address = address.to_canonical();
         let address_text = HeaderValue::try_from(address.to_string()).expect("an address is a valid header value");
-        Self { address, address_text, scheme, proxies, cut: Arc::default() }
+        Self { address, address_text, scheme, proxies, cut: Arc::default(), seated: None }
     }
 
     /// The client for whom a proxy sends a request with these headers.
     fn behind(&self, headers: &HeaderMap) -> Option<Self> {
         let proxies = self.proxies.as_ref()?;
         let (client, scheme) = (proxies.client(self.address, headers), proxies::scheme(headers));
-        Some(Self { cut: self.cut.clone(), ..Self::new(client, scheme.unwrap_or(self.scheme), None) })
+        let (cut, seated) = (self.cut.clone(), self.seated.clone());
+        Some(Self { cut, seated, ..Self::new(client, scheme.unwrap_or(self.scheme), None) })
     }
 }
 
@@ -228,8 +232,11 @@ impl Edge {
         };
         self.limits.client(call.client)?;
         call.once = once::key(&parts.headers, call.route.spec.function, call.client)?;
-        // The platform consumed the credential of a private call; the function never sees it.
-        if call.form == FORM_ENVELOPE || call.route.access == Access::Private {
+        // A credential of the platform is for the platform: no function sees one, its own caller's or one that came astray.
+        if call.form == FORM_ENVELOPE
+            || call.route.access == Access::Private
+            || self.identity.bearer(&parts.headers).is_ok()
+        {
             parts.headers.remove(AUTHORIZATION);
         }
         Ok(Decision::Call(call))
@@ -314,7 +321,7 @@ impl Edge {
             Some(key) => self.fleet.home(key, &route.spec).await,
         };
         let Some((link, seat)) = placed else {
-            return Err(PublicError::new(Code::NoNode, self.fleet.refusal(&route.spec).to_string()));
+            return Err(PublicError::new(Code::NoNode, self.fleet.refusal(&route.spec, once.as_deref()).to_string()));
         };
         permit.sit(seat);
         let (id, so_far) = (receipt.id_text.clone(), receipt.watch.so_far());
@@ -347,7 +354,10 @@ impl Decision {
                 call.streaming = Streaming::of(&call.route.spec, forward::START_ALLOWANCE, &peer.cut);
             }
             if let Some(streaming) = &mut call.streaming {
-                streaming.upgrade = if upgrade? { parts.extensions.remove::<OnUpgrade>() } else { None };
+                if upgrade? {
+                    streaming.upgrade = parts.extensions.remove::<OnUpgrade>();
+                    streaming.seated.clone_from(&peer.seated);
+                }
             }
         }
         Ok(self)

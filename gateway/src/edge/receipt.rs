@@ -175,9 +175,25 @@ impl Drop for Receipt<'_> {
     }
 }
 
-/// Removes what is ours, and what ends at the link.
+/// What a browser takes for the whole origin, which is all owners' together.
+fn is_of_the_origin(name: &HeaderName) -> bool {
+    const WORDS: [&str; 7] = [
+        "alt-svc",
+        "clear-site-data",
+        "nel",
+        "report-to",
+        "reporting-endpoints",
+        "service-worker-allowed",
+        "strict-transport-security",
+    ];
+    WORDS.contains(&name.as_str())
+}
+
+/// Removes what is ours, what ends at the link, and what is nobody's alone.
 fn strip(headers: &mut HeaderMap) {
-    let ours = |name: &HeaderName| name.as_str().starts_with(OWN_HEADER_PREFIX) || ends_here(name);
+    let ours = |name: &HeaderName| {
+        name.as_str().starts_with(OWN_HEADER_PREFIX) || ends_here(name) || is_of_the_origin(name)
+    };
     let gone: Vec<HeaderName> = headers.keys().filter(|name| ours(name)).cloned().collect();
     for name in gone {
         headers.remove(name);

@@ -13,6 +13,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::limits::vicinity;
+use crate::metrics::Metrics;
 
 /// Connections that are told at once why they are refused; more are just closed.
 const MAX_REFUSALS: usize = 64;
@@ -38,6 +39,26 @@ struct Taken {
 pub(crate) struct Seat {
     seats: Arc<Seats>,
     address: IpAddr,
+}
+
+/// What a client's connection holds to its last byte, also when a WebSocket has become of it: its seat, and its place in
+/// the gauge.
+pub(crate) struct Seated {
+    _seat: Seat,
+    metrics: Arc<Metrics>,
+}
+
+impl Seated {
+    pub(crate) fn new(seat: Seat, metrics: &Arc<Metrics>) -> Arc<Self> {
+        metrics.connections.inc();
+        Arc::new(Self { _seat: seat, metrics: metrics.clone() })
+    }
+}
+
+impl Drop for Seated {
+    fn drop(&mut self) {
+        self.metrics.connections.dec();
+    }
 }
 
 impl Seats {

@@ -9,10 +9,11 @@ use common::stream::{Pace, tunnel};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::sync::Notify;
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use super::limits::Permit;
+use super::seats::Seated;
+use crate::fleet::stock::NodeLink;
 
 /// How much more time the edge gives than the agent, so that as a rule it is the agent that ends a call, and says why.
 const GRACE: Duration = Duration::from_secs(5);
@@ -28,6 +29,8 @@ pub(crate) struct Streaming {
     cut: Arc<Notify>,
     /// The client's side of an upgrade, if it asks for one.
     pub(crate) upgrade: Option<OnUpgrade>,
+    /// What its connection holds then.
+    pub(crate) seated: Option<Arc<Seated>>,
 }
 
 impl Streaming {
@@ -38,7 +41,7 @@ impl Streaming {
         let total = Duration::from_millis(spec.limits.timeout_ms.into());
         let until_head = start + total.max(LISTEN_ALLOWANCE) + total;
         let pace = Pace::begin(until_head + total + GRACE, Duration::from_millis(idle_timeout_ms.into()) + GRACE);
-        Some(Self { pace, until_head, cut: cut.clone(), upgrade: None })
+        Some(Self { pace, until_head, cut: cut.clone(), upgrade: None, seated: None })
     }
 
     /// How long it may take until its answer's head is here.
@@ -64,19 +67,21 @@ impl Streaming {
         Watch { pace: self.pace, _guard: guard, _permit: permit }
     }
 
-    /// Carries the bytes of an upgraded call both ways, in the background, until `gone`.
+    /// Carries the bytes of an upgraded call both ways, in the background, until its node is gone.
     pub(crate) fn carry(
         self,
         tasks: &TaskTracker,
         client: OnUpgrade,
         node: OnUpgrade,
         permit: Option<Permit>,
-        gone: CancellationToken,
+        link: &Arc<NodeLink>,
     ) {
         let pace = self.pace;
         pace.heard();
+        let held = (permit, self.seated, link.hold());
+        let gone = link.gone.clone();
         tasks.spawn(async move {
-            let _permit = permit;
+            let _held = held;
             let joined = tokio::select! {
                 joined = async { tokio::try_join!(client, node) } => joined,
                 _ = pace.over() => return,

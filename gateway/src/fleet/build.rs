@@ -81,7 +81,7 @@ enum Broken {
 }
 
 pub(super) async fn order(fleet: &Fleet, spec: &DeploymentSpec) -> Result<BuildEvents, NoNode> {
-    let placed = fleet.placed(spec).await.ok_or_else(|| fleet.refusal(spec))?;
+    let placed = fleet.placed(spec).await.ok_or_else(|| fleet.refusal(spec, None))?;
     lock(&fleet.0.pending).insert(spec.deployment, Arc::new(spec.clone()));
     let pending = Pending { fleet: fleet.clone(), id: spec.deployment };
     let builder = connect(fleet, placed).await.ok_or(NoNode::Linked)?;

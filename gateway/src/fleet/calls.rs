@@ -12,6 +12,7 @@ use common::function::DeploymentSpec;
 use common::ids::{DeploymentId, HolderId, NodeId};
 use common::invocation::Record;
 use common::protocol::{DEPLOYMENT, Renewal, calls};
+use common::runtime::Runtimes;
 use futures_util::TryStreamExt as _;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body::Frame;
@@ -57,6 +58,8 @@ pub(crate) struct Calls {
     pub(crate) artifacts: Artifacts,
     pub(crate) routes: Arc<Routes>,
     pub(crate) fleet: Fleet,
+    /// By which a build is known for what it is.
+    pub(crate) runtimes: Arc<Runtimes>,
     /// How nodes of other machines get their certificates; `None` where there is no node port.
     pub(crate) enrolment: Option<Arc<Enrolment>>,
 }
@@ -197,8 +200,9 @@ impl Calls {
             return self.claim(request.method(), archive, holder).await;
         }
         if let Some(text) = path.strip_prefix(calls::BUILDS) {
-            self.permit(What::Build(of(&request)), asker).await?;
-            let artifact = Artifact::Build(digest(text)?);
+            let build = digest(text)?;
+            self.permit_build(of(&request), build, asker).await?;
+            let artifact = Artifact::Build(build);
             match *request.method() {
                 Method::GET => return self.send(artifact).await,
                 Method::PUT => return self.keep(artifact, request.into_body()).await,
@@ -221,6 +225,22 @@ impl Calls {
             Some(Answer { may: true, spec }) => Ok(spec),
             _ => Err(refused),
         }
+    }
+
+    /// Whether the asker may fetch or store `build`, as a build of `deployment`: it is one of what was placed on it.
+    async fn permit_build(
+        &self,
+        deployment: Option<DeploymentId>,
+        build: Digest,
+        asker: &Asker,
+    ) -> Result<(), CallError> {
+        if asker.is_local {
+            return Ok(());
+        }
+        let deployment = deployment.ok_or(CallError::NotPlaced)?;
+        let spec = self.permit(What::Deployment(deployment), asker).await?.ok_or(CallError::NotFound)?;
+        let own = self.runtimes.build_digest(spec.archive, &spec.runtime, &spec.entrypoint);
+        if own == Some(build) { Ok(()) } else { Err(CallError::NotPlaced) }
     }
 
     /// Whether this gateway knows that the asker may.

@@ -45,6 +45,13 @@ impl Homes {
         self.0.store(Arc::new(noted));
     }
 
+    /// Whether `node` is away for longer than a moment.
+    pub(super) fn is_away(&self, node: NodeId, moment: Duration, now: Instant) -> bool {
+        let homes = self.0.load();
+        let since = homes.iter().find(|home| home.node == node).and_then(|home| home.away_since);
+        since.is_some_and(|since| now.saturating_duration_since(since) > moment)
+    }
+
     /// The home of `key` among the nodes that `may` be one.
     pub(super) fn of(&self, key: &Digest, now: Instant, may: impl Fn(NodeId) -> bool) -> Option<NodeId> {
         of(&self.0.load(), key, now, may)

@@ -70,6 +70,8 @@ const DEPLOY_LIMIT: chrono::TimeDelta = chrono::TimeDelta::minutes(20);
 pub(crate) enum NoNode {
     #[error("no node is linked that takes it: try again in a moment, or start a node agent")]
     Linked,
+    #[error("the node that keeps the answers of this `Idempotency-Key` is away or drained: try again later")]
+    Home,
     #[error("no node that takes calls has the labels {0}, which `node_selector` asks for")]
     Labelled(Labels),
 }
@@ -195,13 +197,15 @@ impl Fleet {
     }
 
     /// The node for a call that runs once, known by `key`: always the same. `None` when that one is not linked in
-    /// time, or is drained.
+    /// time; at once, when it is drained, or away for longer than that.
     pub(crate) async fn home(&self, key: &Digest, spec: &DeploymentSpec) -> Option<(Arc<NodeLink>, Option<Seat>)> {
-        let selector = &spec.node_selector;
+        let drains = |home| self.nodes().iter().any(|node| node.link.node == home && node.duty == Duty::Draining);
+        let home = self.home_of(key, spec);
+        if home.is_some_and(|home| drains(home) || self.0.homes.is_away(home, NODE_DEADLINE, Instant::now())) {
+            return None;
+        }
         self.once_linked(NODE_DEADLINE, || {
-            let roster = self.0.roster.load();
-            let has_labels = |node| roster.get(&node).is_some_and(|node| node.all_labels().have(selector));
-            let home = self.0.homes.of(key, Instant::now(), |node| selector.is_empty() || has_labels(node))?;
+            let home = self.home_of(key, spec)?;
             let picture = self.nodes();
             let place = picture.iter().position(|node| node.link.node == home && node.duty != Duty::Draining)?;
             Some(picture.seated(place, spec.deployment))
@@ -209,8 +213,17 @@ impl Fleet {
         .await
     }
 
-    /// Why no node takes a call or a build of `spec` now.
-    pub(crate) fn refusal(&self, spec: &DeploymentSpec) -> NoNode {
+    fn home_of(&self, key: &Digest, spec: &DeploymentSpec) -> Option<NodeId> {
+        let (selector, roster) = (&spec.node_selector, self.0.roster.load());
+        let has_labels = |node| roster.get(&node).is_some_and(|node| node.all_labels().have(selector));
+        self.0.homes.of(key, Instant::now(), |node| selector.is_empty() || has_labels(node))
+    }
+
+    /// Why no node takes a call or a build of `spec` now; of a call that runs once, with its key.
+    pub(crate) fn refusal(&self, spec: &DeploymentSpec, once: Option<&Digest>) -> NoNode {
+        if once.is_some_and(|key| self.home_of(key, spec).is_some()) {
+            return NoNode::Home;
+        }
         let (selector, picture) = (&spec.node_selector, self.nodes());
         let mut active = picture.iter().filter(|node| node.duty == Duty::Active).peekable();
         if active.peek().is_some() && !active.any(|node| node.labels.have(selector)) {

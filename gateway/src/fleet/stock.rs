@@ -3,7 +3,7 @@
 //! node's reserve, bound to no thread yet, until a stock runs short.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,16 +15,19 @@ use http_body_util::{Either, Full};
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper_util::rt::TokioIo;
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::pass::Pass;
 use crate::edge::body::ClientBody;
 
+mod node_link;
 #[cfg(test)]
 mod tests;
+
+use node_link::Dialled;
+pub(crate) use node_link::{NodeLink, Open};
 
 /// Most idle connections of a node in one stock, and in its reserve.
 const MAX_IDLE: usize = 64;
@@ -42,88 +45,6 @@ const READY: Duration = Duration::from_millis(100);
 pub(crate) type Payload = Either<ClientBody, Full<Bytes>>;
 
 type Sender = SendRequest<Payload>;
-
-/// A node, as the stocks know it.
-pub(crate) struct NodeLink {
-    pub(crate) node: NodeId,
-    /// Which life of the node it leads to.
-    pub(crate) epoch: u64,
-    pub(crate) pass: Arc<Pass>,
-    /// Cancelled when the node is lost, removed, or has a new life: every work connection closes at once.
-    pub(crate) gone: CancellationToken,
-    /// Whether no call may begin any more.
-    left: AtomicBool,
-    /// Calls in a row that failed by the node's fault.
-    pub(crate) failed_in_a_row: AtomicU32,
-    /// Work connections that are open; the agent has a limit for them.
-    open: AtomicU32,
-    /// That limit.
-    pub(crate) max_connections: AtomicU32,
-    /// Connections that were asked for and that the control stream has not sent for yet.
-    wanted: AtomicU32,
-    /// Rung when `wanted` grows.
-    pub(crate) ring: Notify,
-    reserve: Mutex<VecDeque<Dialled>>,
-}
-
-/// A connection that was dialled and is bound to no thread yet.
-struct Dialled {
-    stream: Loose,
-    open: Open,
-}
-
-/// Counts a connection for as long as it is open.
-struct Open(Arc<NodeLink>);
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.0.open.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-impl NodeLink {
-    pub(crate) fn new(node: NodeId, epoch: u64, pass: Arc<Pass>) -> Self {
-        Self {
-            node,
-            epoch,
-            gone: pass.gone.child_token(),
-            pass,
-            left: AtomicBool::new(false),
-            failed_in_a_row: AtomicU32::new(0),
-            open: AtomicU32::new(0),
-            max_connections: AtomicU32::new(u32::MAX),
-            wanted: AtomicU32::new(0),
-            ring: Notify::new(),
-            reserve: Mutex::default(),
-        }
-    }
-
-    /// How many connections to ask the agent for, since the last time this was asked.
-    pub(crate) fn take_wanted(&self) -> u32 {
-        self.wanted.swap(0, Ordering::Relaxed)
-    }
-
-    /// A call of it did not fail.
-    pub(crate) fn succeeded(&self) {
-        // As a rule there is nothing to write, which other threads would have to read again.
-        if self.failed_in_a_row.load(Ordering::Relaxed) > 0 {
-            self.failed_in_a_row.store(0, Ordering::Relaxed);
-        }
-    }
-
-    fn want_one(&self) {
-        self.wanted.fetch_add(1, Ordering::Relaxed);
-        self.ring.notify_one();
-    }
-
-    fn is_full(&self) -> bool {
-        self.open.load(Ordering::Relaxed) >= self.max_connections.load(Ordering::Relaxed)
-    }
-
-    fn take_reserved(&self) -> Option<Dialled> {
-        lock(&self.reserve).pop_front()
-    }
-}
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -187,8 +108,7 @@ impl Stocks {
     /// Takes in a connection that `link`'s agent dialled: for the stock where most calls wait for one, else for
     /// the reserve. One too many is closed.
     pub(crate) fn deliver(&self, link: &Arc<NodeLink>, stream: Loose) {
-        link.open.fetch_add(1, Ordering::Relaxed);
-        let dialled = Dialled { stream, open: Open(link.clone()) };
+        let dialled = Dialled { stream, open: link.hold() };
         let mut reserve = lock(&link.reserve);
         if reserve.len() >= MAX_IDLE || link.left.load(Ordering::Acquire) {
             return;
@@ -317,10 +237,16 @@ impl Stock {
         act(&mut shelves[place])
     }
 
+    /// An idle connection; one that is ready, if there is one: where an answer was there before the end of its request,
+    /// that is still on the way, for as long as the client likes.
     fn pop(&self, node: NodeId) -> Option<Sender> {
         self.with(node, |shelf| {
             loop {
-                let sender = shelf.idle.pop()?;
+                let ready = shelf.idle.iter().rposition(SendRequest::is_ready);
+                let sender = match ready {
+                    Some(place) => shelf.idle.swap_remove(place),
+                    None => shelf.idle.pop()?,
+                };
                 if !sender.is_closed() {
                     return Some(sender);
                 }

@@ -74,11 +74,13 @@ impl Api {
         let routes = Arc::new(Routes::new());
         let fleet = Fleet::new(Handle::current(), Arc::new(crate::metrics::Metrics::register(&registry).unwrap()));
         let link = Link::bind(&directory.path().join(SOCKET)).unwrap();
+        let runtimes = Arc::new(Runtimes::load(None).unwrap());
         let calls = Calls {
             store: Arc::clone(&store),
             artifacts: artifacts.clone(),
             routes: Arc::clone(&routes),
             fleet: fleet.clone(),
+            runtimes: Arc::clone(&runtimes),
             enrolment: None,
         };
         let reception = Arc::new(Reception::new(fleet.clone(), Arc::new(calls)));
@@ -88,7 +90,7 @@ impl Api {
             gateway: GatewayId::new(),
             store,
             artifacts,
-            runtimes: Arc::new(Runtimes::load(None).unwrap()),
+            runtimes,
             ceilings: settings.ceilings,
             caps: Caps { max_archive_mb: MAX_ARCHIVE_MB, ..Caps::default() },
             identity: Arc::new(Identity::new(&Secrets {

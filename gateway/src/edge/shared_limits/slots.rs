@@ -14,6 +14,8 @@ use super::ledger::{Ledger, LedgerError};
 pub(super) const GIVES_BACK: Duration = Duration::from_millis(200);
 /// How long a call without a slot waits for others to give some back, before it asks once more.
 const WAITS: Duration = Duration::from_millis(250);
+/// How often slots that stay in use are asked for all the same, so that the ledger does not forget them.
+const RENEWS: Duration = Duration::from_secs(10 * 60);
 /// The share of a function's slots that are asked for beyond what is needed at once, and their number at most.
 const STEP_SHARE: u32 = 10;
 const MAX_STEP: u32 = 100;
@@ -30,6 +32,8 @@ struct Held {
     limit: AtomicU32,
     /// Until when nobody asks again, in milliseconds since `epoch`.
     refused_until: AtomicU64,
+    /// When the ledger was last asked, in milliseconds since `epoch`.
+    asked: AtomicU64,
     asking: tokio::sync::Mutex<()>,
 }
 
@@ -77,7 +81,8 @@ impl Slots {
             }
             let used = held.used.load(Ordering::Relaxed);
             let slots = ledger.hold(function, wanted(used.saturating_add(1), limit), limit).await?;
-            held.slots.store(slots, Ordering::Relaxed);
+            held.asked.store(self.now_ms(), Ordering::Relaxed);
+            held.slots.store(slots, Ordering::SeqCst);
         }
         let slot = held.take();
         if slot.is_none() {
@@ -94,9 +99,15 @@ impl Slots {
             let Ok(_turn) = held.asking.try_lock() else { continue };
             let used = held.used.load(Ordering::Relaxed);
             let peak = held.peak.swap(used, Ordering::Relaxed).max(used);
-            if peak < held.slots.load(Ordering::Relaxed) {
-                let left = ledger.hold(function, peak, held.limit.load(Ordering::Relaxed)).await?;
-                held.slots.store(left, Ordering::Relaxed);
+            let slots = held.slots.load(Ordering::Relaxed);
+            let asked = held.asked.load(Ordering::Relaxed);
+            if peak < slots || (slots > 0 && self.now_ms() - asked > millis(RENEWS)) {
+                // From here on nobody takes what is given back; who has just taken of it keeps it.
+                held.slots.store(peak, Ordering::SeqCst);
+                let kept = peak.max(held.used.load(Ordering::SeqCst)).min(slots);
+                let left = ledger.hold(function, kept, held.limit.load(Ordering::Relaxed)).await?;
+                held.asked.store(self.now_ms(), Ordering::Relaxed);
+                held.slots.store(left, Ordering::SeqCst);
             }
         }
         let idle = |held: &Held| held.slots.load(Ordering::Relaxed) == 0 && held.used.load(Ordering::Relaxed) == 0;
@@ -124,8 +135,9 @@ impl Slots {
 impl Held {
     /// One of the slots that are held, if one is free.
     fn take(self: &Arc<Self>) -> Option<Slot> {
-        let used = self.used.fetch_add(1, Ordering::AcqRel) + 1;
-        if used > self.slots.load(Ordering::Acquire) {
+        // In this order, as `give_back` has it the other way round: one of the two sees the other.
+        let used = self.used.fetch_add(1, Ordering::SeqCst) + 1;
+        if used > self.slots.load(Ordering::SeqCst) {
             self.used.fetch_sub(1, Ordering::AcqRel);
             return None;
         }

@@ -1,7 +1,7 @@
 //! Stocks against a peer that dials within its limit.
 
 use std::convert::Infallible;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicU32, AtomicUsize};
 
 use common::conduit::Conduit;
 use http::{Request, Response};
