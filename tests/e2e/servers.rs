@@ -335,6 +335,27 @@ async fn a_stream_that_a_crash_cuts_off_has_its_record() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_websocket_keeps_its_seat() -> Result<()> {
+    let platform = Platform::start(Form::Dev, &[("MAX_CONNECTIONS_PER_ADDRESS", "6")]).await?;
+    let user = platform.user().await?;
+    user.deploy("probe", probe("concurrency = 20\ntimeout_ms = 60000")).await?.expect(201)?;
+    let path = format!("/f/{}/probe/socket", user.handle);
+    let mut sockets = Vec::new();
+    let refused = loop {
+        match WebSocket::open(platform.port(), &path).await {
+            Ok(socket) => sockets.push(socket),
+            Err(refused) => break refused.to_string(),
+        }
+        ensure!(sockets.len() <= 6, "more than there are seats");
+    };
+    ensure!(sockets.len() >= 4 && refused.contains("503"), "{} are open: {refused}", sockets.len());
+    sockets.clear();
+    let again = async || Ok(WebSocket::open(platform.port(), &path).await.ok());
+    until("their seats are free", PATIENCE, again).await?;
+    Ok(())
+}
+
+#[tokio::test]
 async fn an_idle_server_gives_its_memory_back() -> Result<()> {
     let settings = [("SANDBOX_MEMORY_MB", "200"), ("SANDBOX_START_SECONDS", "30"), ("SANDBOX_BLANKS", "0")];
     let platform = Platform::start(Form::Dev, &settings).await?;

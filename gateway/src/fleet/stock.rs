@@ -27,7 +27,7 @@ mod node_link;
 mod tests;
 
 use node_link::Dialled;
-pub(crate) use node_link::{NodeLink, Open};
+pub(crate) use node_link::NodeLink;
 
 /// Most idle connections of a node in one stock, and in its reserve.
 const MAX_IDLE: usize = 64;

@@ -51,6 +51,7 @@ async fn http_in_and_out() {
     assert!(headers.get("authorization").is_none());
     assert_eq!(answer.headers["x-own"], "kept");
     assert!(answer.headers.keys().all(|name| !name.as_str().starts_with("dartcloud-")));
+    assert!(answer.headers.get("service-worker-allowed").is_none(), "a browser would take it for the whole origin");
     assert!(headers["dartcloud-gate-us"].is_string() && headers["dartcloud-auth-us"].is_string(), "{headers}");
     let phases = timing(&answer.headers);
     let names: Vec<_> = phases.iter().map(|(name, _)| name.as_str()).collect();
@@ -108,6 +109,9 @@ async fn who_may_call() {
     // A public function sees what its caller sent.
     let open = house.ask(get(&format!("/f/{handle}/open"), "its.own.token")).await.expect(200, "");
     assert_eq!(open.json()["headers"]["authorization"], "Bearer its.own.token");
+    // But not what lets in to the platform.
+    let astray = house.ask(get(&format!("/f/{handle}/open"), &other)).await.expect(200, "");
+    assert!(astray.json()["headers"].get("authorization").is_none());
     house.stopped().await;
 }
 

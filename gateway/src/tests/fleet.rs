@@ -14,6 +14,7 @@ use common::protocol::{
     AgentMessage, Credential, DEPLOYMENT, GATEWAY_NAME, GatewayMessage, Hello, JoinAnswer, JoinRequest, Kind, Renewal,
     VERSION,
 };
+use common::runtime::Runtimes;
 use futures_util::{FutureExt as _, SinkExt as _, StreamExt as _};
 use http::{Method, Request, StatusCode};
 use http_body_util::Full;
@@ -316,15 +317,18 @@ async fn a_node_gets_what_was_placed_on_it_and_nothing_else() {
     door.house.until_nodes(1).await;
     let deployment = format!("/deployments/{}", spec.deployment);
     let archive = format!("/archives/{}", spec.archive);
-    let build = |of: DeploymentId, method: Method| {
-        let mut request = call(method, &format!("/builds/{}", Digest::of(b"a build")), "", "");
+    let runtimes = Runtimes::load(None).unwrap();
+    let own = runtimes.build_digest(spec.archive, &spec.runtime, &spec.entrypoint).unwrap();
+    let build_as = |of: DeploymentId, build: Digest, method: Method| {
+        let mut request = call(method, &format!("/builds/{build}"), "", "");
         request.headers_mut().insert(DEPLOYMENT, of.to_string().parse().unwrap());
         request
     };
+    let build = |of: DeploymentId, method: Method| build_as(of, own, method);
     for request in [
         call(Method::GET, &deployment, "", ""),
         call(Method::GET, &archive, "", ""),
-        call(Method::GET, &format!("/builds/{}", Digest::of(b"a build")), "", ""),
+        call(Method::GET, &format!("/builds/{own}"), "", ""),
         build(spec.deployment, Method::GET),
         build(spec.deployment, Method::PUT),
     ] {
@@ -342,6 +346,11 @@ async fn a_node_gets_what_was_placed_on_it_and_nothing_else() {
         assert_eq!(door.asks(&member, call(Method::GET, &other, "", "")).await.status, StatusCode::FORBIDDEN);
         let other = build(DeploymentId::new(), Method::PUT);
         assert_eq!(door.asks(&member, other).await.status, StatusCode::FORBIDDEN);
+        // Nor does what was placed on it open the way to another's build.
+        for method in [Method::GET, Method::PUT] {
+            let other = build_as(spec.deployment, Digest::of(b"another build"), method);
+            assert_eq!(door.asks(&member, other).await.status, StatusCode::FORBIDDEN);
+        }
     };
     let (answer, ()) = tokio::join!(invoked, timeout(PATIENCE, placed).map(Result::unwrap));
     answer.expect(503, "no_node");

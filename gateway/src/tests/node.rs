@@ -242,6 +242,7 @@ impl Peer {
             .header(TIMING, "queue;dur=0.002, fn;dur=0.001")
             .header(TOOK_US, "4")
             .header("x-own", "kept")
+            .header("service-worker-allowed", "/")
             .body(Full::from(seen.to_string()));
         Ok(answer.unwrap())
     }
