@@ -16,6 +16,7 @@ pub mod artifacts;
 pub mod backup;
 pub mod changes;
 pub mod claims;
+mod endings;
 mod error;
 pub mod fleet;
 mod handles;
@@ -299,6 +300,9 @@ pub trait Store: RecordSink {
     async fn activate_deployment(&self, id: DeploymentId, build_ms: u64) -> Result<Function, Error>;
     /// Marks a version as failed; the one that serves goes on.
     async fn fail_deployment(&self, id: DeploymentId, reason: &str) -> Result<(), Error>;
+    /// The same for the first version of a function, with which the function goes, unless it has another version by
+    /// now, of another gateway perhaps.
+    async fn abandon_deployment(&self, id: DeploymentId, reason: &str) -> Result<(), Error>;
     /// Fails every version that `gateway` has in `building`: what its crash left behind; how many. Called once at its
     /// start.
     async fn fail_deployments_of(&self, gateway: GatewayId) -> Result<u64, Error>;

@@ -236,15 +236,6 @@ pub(crate) const RECORDS: &str = concat!(
     " AS failures ORDER BY id DESC LIMIT $6"
 );
 
-/// Deletes at most `$2` records whose id is before `$1`. Each statement is short, so that nobody waits for it.
-pub(crate) const PURGE_RECORDS: &str = "DELETE FROM function_invocations
-    WHERE id IN (SELECT id FROM function_invocations WHERE id < $1 ORDER BY id LIMIT $2)";
-/// The same for lines of logs.
-pub(crate) const PURGE_LOGS: &str = "DELETE FROM function_logs
-    WHERE id IN (SELECT id FROM function_logs WHERE id < $1 ORDER BY id LIMIT $2)";
-/// How many rows one of these deletes.
-pub(crate) const PURGE_ROWS: i64 = 2000;
-
 /// The id of a row of this time, before all that are made in its millisecond.
 pub(crate) fn first_id(time: DateTime<Utc>) -> Uuid {
     let millis = u64::try_from(time.timestamp_millis()).unwrap_or_default();

@@ -4,6 +4,7 @@ use common::ids::{DeploymentId, GatewayId};
 use sqlx::{PgPool, PgTransaction};
 use uuid::Uuid;
 
+use crate::endings::{ABANDON, FAIL};
 use crate::rows::{FUNCTION, FunctionRow, access_word, bigint, integer};
 use crate::text::{storable, storable_json};
 use crate::{Error, Function, NewDeployment, PendingDeployment};
@@ -106,14 +107,22 @@ pub(super) async fn activate(pool: &PgPool, id: DeploymentId, build_ms: u64) -> 
 }
 
 pub(super) async fn fail(pool: &PgPool, id: DeploymentId, reason: &str) -> Result<(), Error> {
-    sqlx::query(
-        "UPDATE function_deployments SET status = 'failed', failure = $2 WHERE id = $1 AND status = 'building'",
-    )
-    .bind(id.uuid())
-    .bind(storable(reason))
-    .execute(pool)
-    .await?;
+    sqlx::query(FAIL).bind(id.uuid()).bind(storable(reason)).execute(pool).await?;
     Ok(())
+}
+
+pub(super) async fn abandon(pool: &PgPool, id: DeploymentId, reason: &str) -> Result<(), Error> {
+    let mut tx = pool.begin().await?;
+    // Whoever adds a version holds the function's lock until it is there. That is waited for in a statement of its own,
+    // so that the next one sees the version.
+    let lock = "SELECT f.id FROM function_deployments d JOIN functions f ON f.id = d.function_id
+         WHERE d.id = $1 FOR UPDATE OF f";
+    sqlx::query(lock).bind(id.uuid()).execute(&mut *tx).await?;
+    let deleted = sqlx::query(ABANDON).bind(id.uuid()).execute(&mut *tx).await?;
+    if deleted.rows_affected() == 0 {
+        sqlx::query(FAIL).bind(id.uuid()).bind(storable(reason)).execute(&mut *tx).await?;
+    }
+    Ok(tx.commit().await?)
 }
 
 pub(super) async fn fail_of(pool: &PgPool, gateway: GatewayId) -> Result<u64, Error> {

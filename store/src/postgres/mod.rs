@@ -150,6 +150,10 @@ impl Store for Postgres {
         within(DEADLINE, deployments::fail(&self.main, id, reason)).await
     }
 
+    async fn abandon_deployment(&self, id: DeploymentId, reason: &str) -> Result<(), Error> {
+        within(DEADLINE, deployments::abandon(&self.main, id, reason)).await
+    }
+
     async fn fail_deployments_of(&self, gateway: GatewayId) -> Result<u64, Error> {
         within(DEADLINE, deployments::fail_of(&self.main, gateway)).await
     }

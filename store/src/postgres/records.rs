@@ -7,10 +7,8 @@ use common::phases::ColdCause;
 use sqlx::PgPool;
 use uuid::Uuid;
 
-use crate::rows::{
-    PURGE_LOGS, PURGE_RECORDS, PURGE_ROWS, RECORDED_CALL, RECORDS, RecordedCallRow, bigint, first_id, integer, page,
-    status_word, timestamp,
-};
+use crate::endings::{PURGE_LOGS, PURGE_RECORDS, PURGE_ROWS};
+use crate::rows::{RECORDED_CALL, RECORDS, RecordedCallRow, bigint, first_id, integer, page, status_word, timestamp};
 use crate::text::{storable, storable_json};
 use crate::{Error, RecordPage, RecordQuery, RecordedCall};
 

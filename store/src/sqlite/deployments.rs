@@ -5,6 +5,7 @@ use sqlx::{SqlitePool, SqliteTransaction};
 use uuid::Uuid;
 
 use super::begin;
+use crate::endings::{ABANDON, FAIL};
 use crate::rows::{FUNCTION, FunctionRow, access_word, bigint, integer};
 use crate::text::{storable, storable_json};
 use crate::{Error, Function, NewDeployment, PendingDeployment};
@@ -94,14 +95,17 @@ pub(super) async fn activate(writer: &SqlitePool, id: DeploymentId, build_ms: u6
 }
 
 pub(super) async fn fail(writer: &SqlitePool, id: DeploymentId, reason: &str) -> Result<(), Error> {
-    sqlx::query(
-        "UPDATE function_deployments SET status = 'failed', failure = $2 WHERE id = $1 AND status = 'building'",
-    )
-    .bind(id.uuid())
-    .bind(storable(reason))
-    .execute(writer)
-    .await?;
+    sqlx::query(FAIL).bind(id.uuid()).bind(storable(reason)).execute(writer).await?;
     Ok(())
+}
+
+pub(super) async fn abandon(writer: &SqlitePool, id: DeploymentId, reason: &str) -> Result<(), Error> {
+    let mut tx = begin(writer).await?;
+    let deleted = sqlx::query(ABANDON).bind(id.uuid()).execute(&mut *tx).await?;
+    if deleted.rows_affected() == 0 {
+        sqlx::query(FAIL).bind(id.uuid()).bind(storable(reason)).execute(&mut *tx).await?;
+    }
+    Ok(tx.commit().await?)
 }
 
 pub(super) async fn fail_of(writer: &SqlitePool, gateway: GatewayId) -> Result<u64, Error> {

@@ -204,6 +204,10 @@ impl Store for Sqlite {
         deployments::fail(&self.writer, id, reason).await
     }
 
+    async fn abandon_deployment(&self, id: DeploymentId, reason: &str) -> Result<(), Error> {
+        deployments::abandon(&self.writer, id, reason).await
+    }
+
     async fn fail_deployments_of(&self, gateway: GatewayId) -> Result<u64, Error> {
         deployments::fail_of(&self.writer, gateway).await
     }

@@ -15,6 +15,8 @@ on_both!(
     deploys_at_once_get_different_versions,
     an_older_version_that_is_ready_later_does_not_serve,
     a_failed_build_leaves_the_old_one_serving,
+    an_abandoned_first_version_takes_its_function_along,
+    an_abandoned_version_leaves_what_others_made,
     a_crash_leaves_failed_versions_behind,
     a_deleted_functions_build_is_not_found,
     log_lines_keep_their_order,
@@ -86,6 +88,51 @@ async fn a_failed_build_leaves_the_old_one_serving(bench: &Bench) {
     let function = bench.store.function(ada.id, "hello").await.unwrap().unwrap();
     assert_eq!((function.status, function.active), (Status::Active, good.active));
     bench.store.fail_deployment(DeploymentId::new(), "gone").await.unwrap();
+}
+
+async fn an_abandoned_first_version_takes_its_function_along(bench: &Bench) {
+    let ada = bench.user("ada@example.org").await;
+    let kept = bench.serving(ada.id, "kept").await;
+    let first = bench.store.create_deployment(new_deployment(ada.id, "hello")).await.unwrap();
+    let line = LogLine { source: "deploy", message: "the node is gone".to_owned() };
+    bench.store.append_log(first.spec.deployment, &[line]).await.unwrap();
+    for _ in 0..2 {
+        bench.store.abandon_deployment(first.spec.deployment, "the node is gone").await.unwrap();
+        assert_eq!(bench.store.functions(ada.id, 9, None).await.unwrap(), std::slice::from_ref(&kept));
+    }
+    for (table, rows) in [("functions", 1), ("function_deployments", 1), ("function_logs", 0)] {
+        assert_eq!(bench.number(&format!("SELECT COUNT(*) FROM {table}")).await, rows, "{table}");
+    }
+}
+
+async fn an_abandoned_version_leaves_what_others_made(bench: &Bench) {
+    let ada = bench.user("ada@example.org").await;
+    let find = async || bench.store.function(ada.id, "hello").await.unwrap().unwrap();
+    let first = bench.store.create_deployment(new_deployment(ada.id, "hello")).await.unwrap();
+    let second = bench.store.create_deployment(new_deployment(ada.id, "hello")).await.unwrap();
+    bench.store.abandon_deployment(first.spec.deployment, "stopping\0").await.unwrap();
+    assert_eq!(find().await.status, Status::Building);
+    let active = bench.store.activate_deployment(second.spec.deployment, 1).await.unwrap();
+    let failed = "SELECT COUNT(*) FROM function_deployments WHERE status = 'failed' AND failure IS NOT NULL";
+    assert_eq!(bench.number(failed).await, 1);
+
+    // It serves already, though its gateway was not told.
+    bench.store.abandon_deployment(second.spec.deployment, "the database did not answer").await.unwrap();
+    assert_eq!((find().await, bench.number(failed).await), (active, 1));
+
+    // A version that is added at the same moment either has the function for itself or keeps it.
+    for round in 0..10 {
+        let name = format!("hello-{round}");
+        let first = bench.store.create_deployment(new_deployment(ada.id, &name)).await.unwrap();
+        let (abandoned, added) = tokio::join!(
+            bench.store.abandon_deployment(first.spec.deployment, "stopping"),
+            bench.store.create_deployment(new_deployment(ada.id, &name)),
+        );
+        abandoned.unwrap();
+        let added = added.unwrap();
+        let function = bench.store.activate_deployment(added.spec.deployment, 1).await.unwrap();
+        assert_eq!(function.active.unwrap().spec, added.spec);
+    }
 }
 
 async fn a_crash_leaves_failed_versions_behind(bench: &Bench) {

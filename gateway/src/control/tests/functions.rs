@@ -15,7 +15,7 @@ use super::{Api, delete, get, until};
 
 impl Api {
     /// A function that serves, as if a node had built it.
-    async fn function(&self, owner: UserId, name: &str) -> Function {
+    pub(super) async fn function(&self, owner: UserId, name: &str) -> Function {
         let new = NewDeployment {
             id: DeploymentId::new(),
             gateway: self.state.gateway,
