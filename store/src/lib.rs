@@ -256,7 +256,7 @@ pub struct RecordedCall {
 }
 
 /// Where records go. The same batch can be given twice: rows that exist are kept as they are, and records of
-/// functions that were deleted meanwhile are dropped.
+/// functions that were deleted meanwhile are dropped, or purged with what is left of them.
 #[async_trait]
 pub trait RecordSink: Send + Sync {
     /// Stores a batch, all or nothing.
@@ -333,8 +333,12 @@ pub trait Store: RecordSink {
     async fn function(&self, owner: UserId, key: &str) -> Result<Option<Function>, Error>;
     /// Functions of `owner` by name, at most `limit`, after the name `after`.
     async fn functions(&self, owner: UserId, limit: u32, after: Option<&str>) -> Result<Vec<Function>, Error>;
-    /// Deletes a function of `owner` with its versions, records, logs and data. [`Error::NotFound`] if it is not his.
+    /// Deletes a function of `owner`: from now on it serves nobody, is not found, and its name is free. What it has goes by
+    /// [`purge_deleted`](Self::purge_deleted). [`Error::NotFound`] if it is not his.
     async fn delete_function(&self, owner: UserId, function: FunctionId) -> Result<(), Error>;
+    /// Deletes some of the records, logs and data of a function that was deleted, and at last itself with its versions;
+    /// how many, 0 when nothing is left of any, or another gateway is at it.
+    async fn purge_deleted(&self) -> Result<u64, Error>;
 
     /// Deletes some of the records and log lines that are older than `before`; how many, 0 when there are none left.
     async fn purge_history(&self, before: DateTime<Utc>) -> Result<u64, Error>;

@@ -79,10 +79,10 @@ async fn function_for(tx: &mut PgTransaction<'_>, new: &NewDeployment) -> Result
 
 pub(super) async fn activate(pool: &PgPool, id: DeploymentId, build_ms: u64) -> Result<Function, Error> {
     let mut tx = pool.begin().await?;
-    // The function first, as its deletion does: two that lock in different orders would wait for each other.
+    // The function first, as its deletion's end does: two that lock in different orders would wait for each other.
     let found: Option<(Uuid, i32)> = sqlx::query_as(
         "SELECT f.id, d.version FROM function_deployments d JOIN functions f ON f.id = d.function_id
-         WHERE d.id = $1 FOR NO KEY UPDATE OF f",
+         WHERE d.id = $1 AND f.deleted_at IS NULL FOR NO KEY UPDATE OF f",
     )
     .bind(id.uuid())
     .fetch_optional(&mut *tx)

@@ -40,9 +40,6 @@ pub(crate) use opening::{alone, prepare};
 /// Longest time of one method, its wait for a connection included.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// The same for the deletion of a function, which may have millions of records.
-const DELETE_DEADLINE: Duration = Duration::from_secs(600);
-
 /// All of a deployment's tables in Postgres.
 struct Postgres {
     main: PgPool,
@@ -207,7 +204,11 @@ impl Store for Postgres {
     }
 
     async fn delete_function(&self, owner: UserId, function: FunctionId) -> Result<(), Error> {
-        within(DELETE_DEADLINE, functions::delete(&self.main, &self.function_data, owner, function)).await
+        within(DEADLINE, functions::delete(&self.main, owner, function)).await
+    }
+
+    async fn purge_deleted(&self) -> Result<u64, Error> {
+        within(DEADLINE, functions::purge_deleted(&self.main, &self.function_data)).await
     }
 
     async fn purge_history(&self, before: DateTime<Utc>) -> Result<u64, Error> {

@@ -70,11 +70,13 @@ async fn function_for(tx: &mut SqliteTransaction<'_>, new: &NewDeployment) -> Re
 
 pub(super) async fn activate(writer: &SqlitePool, id: DeploymentId, build_ms: u64) -> Result<Function, Error> {
     let mut tx = begin(writer).await?;
-    let found: Option<(Uuid, i32)> =
-        sqlx::query_as("SELECT function_id, version FROM function_deployments WHERE id = $1")
-            .bind(id.uuid())
-            .fetch_optional(&mut *tx)
-            .await?;
+    let found: Option<(Uuid, i32)> = sqlx::query_as(
+        "SELECT f.id, d.version FROM function_deployments d JOIN functions f ON f.id = d.function_id
+         WHERE d.id = $1 AND f.deleted_at IS NULL",
+    )
+    .bind(id.uuid())
+    .fetch_optional(&mut *tx)
+    .await?;
     let (function, version) = found.ok_or(Error::NotFound)?;
     sqlx::query("UPDATE function_deployments SET status = 'ready', build_ms = $2, failure = NULL WHERE id = $1")
         .bind(id.uuid())

@@ -264,6 +264,10 @@ impl Store for Sqlite {
         functions::delete(&self.writer, owner, function).await
     }
 
+    async fn purge_deleted(&self) -> Result<u64, Error> {
+        functions::purge_deleted(&self.writer).await
+    }
+
     async fn purge_history(&self, before: DateTime<Utc>) -> Result<u64, Error> {
         records::purge(&self.writer, before).await
     }
