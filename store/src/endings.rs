@@ -34,6 +34,19 @@ pub(crate) const PURGE_RECORDS: &str = "DELETE FROM function_invocations
 pub(crate) const PURGE_LOGS: &str = "DELETE FROM function_logs
     WHERE id IN (SELECT id FROM function_logs WHERE id < $1 ORDER BY id LIMIT $2)";
 
+/// Deletes at most `$2` versions that failed, or that others replaced, before versions of the id `$1` were made. Never
+/// the one that serves, nor a function's last, from whose number the next one counts on. Records name versions without
+/// a foreign key: who asks for this waits until there are none of so long ago.
+pub(crate) const PURGE_VERSIONS: &str = "DELETE FROM function_deployments WHERE id IN (
+      SELECT d.id FROM function_deployments d JOIN functions f ON f.id = d.function_id
+      WHERE d.id < $1 AND EXISTS (
+        SELECT 1 FROM function_deployments n
+        WHERE n.function_id = d.function_id AND n.version > d.version AND n.id < $1
+          AND (d.status = 'failed' OR (d.status = 'ready' AND d.version < f.active_version AND n.status = 'ready'))
+      )
+      ORDER BY d.id LIMIT $2
+    )";
+
 /// Deletes at most `$2` records of the function `$1`, in the order of the index that finds them: without one, Postgres
 /// may read the whole table for each page.
 pub(crate) const PURGE_RECORDS_OF: &str = "DELETE FROM function_invocations

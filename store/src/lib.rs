@@ -333,8 +333,8 @@ pub trait Store: RecordSink {
     async fn function(&self, owner: UserId, key: &str) -> Result<Option<Function>, Error>;
     /// Functions of `owner` by name, at most `limit`, after the name `after`.
     async fn functions(&self, owner: UserId, limit: u32, after: Option<&str>) -> Result<Vec<Function>, Error>;
-    /// Deletes a function of `owner`: from now on it serves nobody, is not found, and its name is free. What it has goes by
-    /// [`purge_deleted`](Self::purge_deleted). [`Error::NotFound`] if it is not his.
+    /// Deletes a function of `owner`: from now on it serves nobody, is not found, and its name is free. What it has goes
+    /// by [`purge_deleted`](Self::purge_deleted). [`Error::NotFound`] if it is not his.
     async fn delete_function(&self, owner: UserId, function: FunctionId) -> Result<(), Error>;
     /// Deletes some of the records, logs and data of a function that was deleted, and at last itself with its versions;
     /// how many, 0 when nothing is left of any, or another gateway is at it.
@@ -342,6 +342,9 @@ pub trait Store: RecordSink {
 
     /// Deletes some of the records and log lines that are older than `before`; how many, 0 when there are none left.
     async fn purge_history(&self, before: DateTime<Utc>) -> Result<u64, Error>;
+    /// Deletes some of the versions that had been replaced, or had failed, before `before`; how many. The one that
+    /// serves stays, and a function's last one.
+    async fn purge_versions(&self, before: DateTime<Utc>) -> Result<u64, Error>;
     /// A function's records, newest first. [`Error::NotFound`] if it is not his.
     async fn records(&self, query: RecordQuery) -> Result<RecordPage, Error>;
     /// One call of a function of `owner`; `None` when there is no record of it, or it is somebody else's.

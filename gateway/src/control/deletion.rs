@@ -15,8 +15,8 @@ use super::error::{Failure, request_id};
 use super::functions::{owned, reload_routes};
 use super::request::Key;
 
-/// `DELETE /api/functions/{id}`: with its versions, records, logs and data. It runs to its end whether or not its client
-/// waits: what is deleted is not to go on serving.
+/// `DELETE /api/functions/{id}`: with its versions, records, logs and data. It runs to its end whether or not its
+/// client waits: what is deleted is not to go on serving.
 pub(crate) async fn delete(
     Extract(state): Extract<Arc<State>>,
     Caller(owner): Caller,

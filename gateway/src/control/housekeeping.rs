@@ -10,7 +10,11 @@ use super::{State, health, sweep};
 /// The pause between two purges of what has expired.
 const PURGE_PAUSE: Duration = Duration::from_secs(60 * 60);
 
-/// How often it is looked for what is left of functions that a gateway deleted which then ended. Of its own each knows.
+/// For how many days more versions stay than the records that name them: a gateway that cannot read what serves goes on
+/// with the version before.
+const VERSIONS_LONGER_DAYS: i64 = 1;
+
+/// How often it is looked for what is left of functions that a gateway deleted which then ended. Its own it knows.
 const DELETED_PAUSE: Duration = Duration::from_secs(60);
 
 /// A version that is so old and still in `building` is nobody's: a deploy takes a quarter of an hour at most, and a bit.
@@ -81,11 +85,13 @@ async fn purge_fleet(state: &State) {
     }
 }
 
-/// Deletes records and logs that are older than they are kept.
+/// Deletes records and logs that are older than they are kept, and versions of which there are no records any more.
 async fn purge_history(state: &State) {
     loop {
         let before = chrono::Utc::now() - state.args.record_retention();
         purge_all(state, "old records and log lines", || state.store.purge_history(before)).await;
+        let before = before - chrono::Duration::days(VERSIONS_LONGER_DAYS);
+        purge_all(state, "old versions", || state.store.purge_versions(before)).await;
         tokio::select! {
             () = tokio::time::sleep(PURGE_PAUSE) => {}
             () = state.stop.cancelled() => return,

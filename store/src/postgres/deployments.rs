@@ -1,11 +1,12 @@
 //! `function_deployments`: versions from `building` to `ready` or `failed`, and which one serves.
 
+use chrono::{DateTime, Utc};
 use common::ids::{DeploymentId, GatewayId};
 use sqlx::{PgPool, PgTransaction};
 use uuid::Uuid;
 
-use crate::endings::{ABANDON, FAIL};
-use crate::rows::{FUNCTION, FunctionRow, access_word, bigint, integer};
+use crate::endings::{ABANDON, FAIL, PURGE_ROWS, PURGE_VERSIONS};
+use crate::rows::{FUNCTION, FunctionRow, access_word, bigint, first_id, integer};
 use crate::text::{storable, storable_json};
 use crate::{Error, Function, NewDeployment, PendingDeployment};
 
@@ -136,5 +137,11 @@ pub(super) async fn fail_overdue(pool: &PgPool, seconds: u32) -> Result<u64, Err
     let update = "UPDATE function_deployments SET status = 'failed', failure = $1
          WHERE status = 'building' AND created_at <= LOCALTIMESTAMP - make_interval(secs => $2)";
     let done = sqlx::query(update).bind(INTERRUPTED).bind(f64::from(seconds)).execute(pool).await?;
+    Ok(done.rows_affected())
+}
+
+/// Those that others replaced, and those that failed.
+pub(super) async fn purge(pool: &PgPool, before: DateTime<Utc>) -> Result<u64, Error> {
+    let done = sqlx::query(PURGE_VERSIONS).bind(first_id(before)).bind(PURGE_ROWS).execute(pool).await?;
     Ok(done.rows_affected())
 }

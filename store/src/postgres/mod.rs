@@ -215,6 +215,10 @@ impl Store for Postgres {
         within(DEADLINE, records::purge(&self.main, before)).await
     }
 
+    async fn purge_versions(&self, before: DateTime<Utc>) -> Result<u64, Error> {
+        within(DEADLINE, deployments::purge(&self.main, before)).await
+    }
+
     async fn records(&self, query: RecordQuery) -> Result<RecordPage, Error> {
         within(DEADLINE, records::list(&self.main, query)).await
     }

@@ -1,12 +1,13 @@
 //! `function_deployments`: versions from `building` to `ready` or `failed`, and which one serves.
 
+use chrono::{DateTime, Utc};
 use common::ids::{DeploymentId, GatewayId};
 use sqlx::{SqlitePool, SqliteTransaction};
 use uuid::Uuid;
 
 use super::begin;
-use crate::endings::{ABANDON, FAIL};
-use crate::rows::{FUNCTION, FunctionRow, access_word, bigint, integer};
+use crate::endings::{ABANDON, FAIL, PURGE_ROWS, PURGE_VERSIONS};
+use crate::rows::{FUNCTION, FunctionRow, access_word, bigint, first_id, integer};
 use crate::text::{storable, storable_json};
 use crate::{Error, Function, NewDeployment, PendingDeployment};
 
@@ -121,5 +122,11 @@ pub(super) async fn fail_overdue(writer: &SqlitePool, seconds: u32) -> Result<u6
     let update = "UPDATE function_deployments SET status = 'failed', failure = $1
          WHERE status = 'building' AND created_at <= strftime('%Y-%m-%d %H:%M:%f', 'now', $2)";
     let done = sqlx::query(update).bind(INTERRUPTED).bind(format!("-{seconds} seconds")).execute(writer).await?;
+    Ok(done.rows_affected())
+}
+
+/// Those that others replaced, and those that failed.
+pub(super) async fn purge(writer: &SqlitePool, before: DateTime<Utc>) -> Result<u64, Error> {
+    let done = sqlx::query(PURGE_VERSIONS).bind(first_id(before)).bind(PURGE_ROWS).execute(writer).await?;
     Ok(done.rows_affected())
 }

@@ -272,6 +272,10 @@ impl Store for Sqlite {
         records::purge(&self.writer, before).await
     }
 
+    async fn purge_versions(&self, before: DateTime<Utc>) -> Result<u64, Error> {
+        deployments::purge(&self.writer, before).await
+    }
+
     async fn records(&self, query: RecordQuery) -> Result<RecordPage, Error> {
         records::list(&self.readers, query).await
     }

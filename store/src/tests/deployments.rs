@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use common::function::{Contract, Status};
-use common::ids::DeploymentId;
+use common::ids::{DeploymentId, UserId};
 use common::labels::Labels;
 
 use super::bench::{Bench, new_deployment};
@@ -18,6 +18,8 @@ on_both!(
     an_abandoned_first_version_takes_its_function_along,
     an_abandoned_version_leaves_what_others_made,
     a_crash_leaves_failed_versions_behind,
+    replaced_versions_end,
+    what_may_be_needed_stays,
     a_deleted_functions_build_is_not_found,
     log_lines_keep_their_order,
     a_version_keeps_its_contract,
@@ -146,6 +148,70 @@ async fn a_crash_leaves_failed_versions_behind(bench: &Bench) {
     assert_eq!(bench.store.serving().await.unwrap(), [serving]);
     let new = bench.store.function(ada.id, "new").await.unwrap().unwrap();
     assert_eq!(new.status, Status::Failed);
+}
+
+/// A version of `hello` that was made so many days ago.
+async fn version(bench: &Bench, owner: UserId, days: i64) -> DeploymentId {
+    let made_at = chrono::Utc::now() - chrono::Duration::days(days);
+    let new = NewDeployment { id: crate::rows::first_id(made_at).into(), ..new_deployment(owner, "hello") };
+    bench.store.create_deployment(new).await.unwrap().spec.deployment
+}
+
+/// Purges versions that were replaced 30 days ago; the numbers of those that are left.
+async fn left(bench: &Bench) -> Vec<i64> {
+    let before = chrono::Utc::now() - chrono::Duration::days(30);
+    while bench.store.purge_versions(before).await.unwrap() > 0 {}
+    let (mut left, mut last) = (Vec::new(), 0);
+    loop {
+        let next = "SELECT CAST(COALESCE(MIN(version), 0) AS BIGINT) FROM function_deployments WHERE version";
+        last = bench.number(&format!("{next} > {last}")).await;
+        if last == 0 {
+            return left;
+        }
+        left.push(last);
+    }
+}
+
+async fn replaced_versions_end(bench: &Bench) {
+    let ada = bench.user("ada@example.org").await;
+    for days in [90, 80, 60, 40, 20] {
+        let id = version(bench, ada.id, days).await;
+        if days == 80 {
+            bench.store.fail_deployment(id, "exit code 1").await.unwrap();
+        } else {
+            bench.store.activate_deployment(id, 1).await.unwrap();
+        }
+    }
+    // The fourth served until 20 days ago.
+    assert_eq!(left(bench).await, [4, 5]);
+    let function = bench.store.function(ada.id, "hello").await.unwrap().unwrap();
+    assert_eq!(function.active.unwrap().spec.version, 5);
+    let next = bench.store.create_deployment(new_deployment(ada.id, "hello")).await.unwrap();
+    assert_eq!(next.spec.version, 6);
+}
+
+async fn what_may_be_needed_stays(bench: &Bench) {
+    let ada = bench.user("ada@example.org").await;
+    let (store, fail) = (&bench.store, "exit code 1");
+    // Nothing serves yet: the last number is not given twice.
+    for days in [90, 80] {
+        store.fail_deployment(version(bench, ada.id, days).await, fail).await.unwrap();
+    }
+    assert_eq!(left(bench).await, [2]);
+    // One serves, whatever failed after it, and whatever is still being built.
+    let building = version(bench, ada.id, 70).await;
+    let serving = version(bench, ada.id, 60).await;
+    store.activate_deployment(serving, 1).await.unwrap();
+    for days in [50, 40] {
+        store.fail_deployment(version(bench, ada.id, days).await, fail).await.unwrap();
+    }
+    assert_eq!(left(bench).await, [3, 4, 6]);
+    // One that was overtaken while it was built never served.
+    store.activate_deployment(building, 1).await.unwrap();
+    assert_eq!(left(bench).await, [4, 6]);
+    assert_eq!(store.serving().await.unwrap()[0].active.as_ref().unwrap().spec.deployment, serving);
+    store.fail_deployment(version(bench, ada.id, 1).await, fail).await.unwrap();
+    assert_eq!(left(bench).await, [4, 6, 7]);
 }
 
 async fn a_deleted_functions_build_is_not_found(bench: &Bench) {
