@@ -16,6 +16,7 @@ pub mod artifacts;
 pub mod backup;
 pub mod changes;
 pub mod claims;
+mod endings;
 mod error;
 pub mod fleet;
 mod handles;
@@ -255,7 +256,7 @@ pub struct RecordedCall {
 }
 
 /// Where records go. The same batch can be given twice: rows that exist are kept as they are, and records of
-/// functions that were deleted meanwhile are dropped.
+/// functions that were deleted meanwhile are dropped, or purged with what is left of them.
 #[async_trait]
 pub trait RecordSink: Send + Sync {
     /// Stores a batch, all or nothing.
@@ -299,6 +300,9 @@ pub trait Store: RecordSink {
     async fn activate_deployment(&self, id: DeploymentId, build_ms: u64) -> Result<Function, Error>;
     /// Marks a version as failed; the one that serves goes on.
     async fn fail_deployment(&self, id: DeploymentId, reason: &str) -> Result<(), Error>;
+    /// The same for the first version of a function, with which the function goes, unless it has another version by
+    /// now, of another gateway perhaps.
+    async fn abandon_deployment(&self, id: DeploymentId, reason: &str) -> Result<(), Error>;
     /// Fails every version that `gateway` has in `building`: what its crash left behind; how many. Called once at its
     /// start.
     async fn fail_deployments_of(&self, gateway: GatewayId) -> Result<u64, Error>;
@@ -329,11 +333,18 @@ pub trait Store: RecordSink {
     async fn function(&self, owner: UserId, key: &str) -> Result<Option<Function>, Error>;
     /// Functions of `owner` by name, at most `limit`, after the name `after`.
     async fn functions(&self, owner: UserId, limit: u32, after: Option<&str>) -> Result<Vec<Function>, Error>;
-    /// Deletes a function of `owner` with its versions, records, logs and data. [`Error::NotFound`] if it is not his.
+    /// Deletes a function of `owner`: from now on it serves nobody, is not found, and its name is free. What it has goes
+    /// by [`purge_deleted`](Self::purge_deleted). [`Error::NotFound`] if it is not his.
     async fn delete_function(&self, owner: UserId, function: FunctionId) -> Result<(), Error>;
+    /// Deletes some of the records, logs and data of a function that was deleted, and at last itself with its versions;
+    /// how many, 0 when nothing is left of any, or another gateway is at it.
+    async fn purge_deleted(&self) -> Result<u64, Error>;
 
     /// Deletes some of the records and log lines that are older than `before`; how many, 0 when there are none left.
     async fn purge_history(&self, before: DateTime<Utc>) -> Result<u64, Error>;
+    /// Deletes some of the versions that had been replaced, or had failed, before `before`; how many. The one that
+    /// serves stays, and a function's last one.
+    async fn purge_versions(&self, before: DateTime<Utc>) -> Result<u64, Error>;
     /// A function's records, newest first. [`Error::NotFound`] if it is not his.
     async fn records(&self, query: RecordQuery) -> Result<RecordPage, Error>;
     /// One call of a function of `owner`; `None` when there is no record of it, or it is somebody else's.

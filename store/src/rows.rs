@@ -67,7 +67,8 @@ pub(crate) struct TokenRow {
     pub(crate) spent: bool,
 }
 
-/// `SELECT` of [`FunctionRow`]s with the given rest: the function, its owner's handle and its active version.
+/// `SELECT` of [`FunctionRow`]s with the given rest: the function, unless it was deleted, its owner's handle and its
+/// active version.
 macro_rules! select_functions {
     ($rest:literal) => {
         concat!(
@@ -80,22 +81,23 @@ macro_rules! select_functions {
                d.stale_while_cold_ms, d.node_selector
              FROM functions f
              JOIN users u ON u.id = f.owner_id
-             LEFT JOIN function_deployments d ON d.function_id = f.id AND d.version = f.active_version ",
+             LEFT JOIN function_deployments d ON d.function_id = f.id AND d.version = f.active_version
+             WHERE f.deleted_at IS NULL AND ",
             $rest
         )
     };
 }
 
 /// Every function that serves.
-pub(crate) const SERVING: &str = select_functions!("WHERE f.active_version IS NOT NULL");
+pub(crate) const SERVING: &str = select_functions!("f.active_version IS NOT NULL");
 /// The function with the id `$1`.
-pub(crate) const FUNCTION: &str = select_functions!("WHERE f.id = $1");
+pub(crate) const FUNCTION: &str = select_functions!("f.id = $1");
 /// The function of `$1` with the id `$2` or the name `$3`; the id wins where one looks like the other.
 pub(crate) const FUNCTION_OF_OWNER: &str =
-    select_functions!("WHERE f.owner_id = $1 AND (f.id = $2 OR f.name = $3) ORDER BY f.id = $2 DESC LIMIT 1");
+    select_functions!("f.owner_id = $1 AND (f.id = $2 OR f.name = $3) ORDER BY f.id = $2 DESC LIMIT 1");
 /// At most `$3` functions of `$1` whose names come after `$2`.
 pub(crate) const FUNCTIONS_OF_OWNER: &str =
-    select_functions!("WHERE f.owner_id = $1 AND f.name > $2 ORDER BY f.name LIMIT $3");
+    select_functions!("f.owner_id = $1 AND f.name > $2 ORDER BY f.name LIMIT $3");
 
 /// A function; the deployment's columns are NULL where no version serves.
 #[derive(sqlx::FromRow)]
@@ -218,7 +220,8 @@ macro_rules! records {
                SELECT ",
             record_columns!(),
             " FROM function_invocations
-               WHERE function_id = (SELECT id FROM functions WHERE id = $1 AND owner_id = $2) AND id < $3 AND ",
+               WHERE function_id = (SELECT id FROM functions WHERE id = $1 AND owner_id = $2 AND deleted_at IS NULL)
+                 AND id < $3 AND ",
             $success,
             " ORDER BY id DESC LIMIT $6
              )"
@@ -236,20 +239,15 @@ pub(crate) const RECORDS: &str = concat!(
     " AS failures ORDER BY id DESC LIMIT $6"
 );
 
-/// Deletes at most `$2` records whose id is before `$1`. Each statement is short, so that nobody waits for it.
-pub(crate) const PURGE_RECORDS: &str = "DELETE FROM function_invocations
-    WHERE id IN (SELECT id FROM function_invocations WHERE id < $1 ORDER BY id LIMIT $2)";
-/// The same for lines of logs.
-pub(crate) const PURGE_LOGS: &str = "DELETE FROM function_logs
-    WHERE id IN (SELECT id FROM function_logs WHERE id < $1 ORDER BY id LIMIT $2)";
-/// How many rows one of these deletes.
-pub(crate) const PURGE_ROWS: i64 = 2000;
-
 /// The id of a row of this time, before all that are made in its millisecond.
 pub(crate) fn first_id(time: DateTime<Utc>) -> Uuid {
     let millis = u64::try_from(time.timestamp_millis()).unwrap_or_default();
     uuid::Builder::from_unix_timestamp_millis(millis, &[0; 10]).into_uuid()
 }
+
+/// Whether there is a function `$1` of `$2`.
+pub(crate) const IS_THERE: &str =
+    "SELECT EXISTS (SELECT 1 FROM functions WHERE id = $1 AND owner_id = $2 AND deleted_at IS NULL)";
 
 /// Most bytes of a page of records, as the database has them.
 const MAX_PAGE_BYTES: usize = 2 * 1024 * 1024;
@@ -345,7 +343,7 @@ pub(crate) const RECORDED_CALL: &str = concat!(
     " FROM function_invocations WHERE id = $1) AS i
     JOIN functions f ON f.id = i.function_id
     JOIN function_deployments d ON d.id = i.deployment_id
-    WHERE f.owner_id = $2"
+    WHERE f.owner_id = $2 AND f.deleted_at IS NULL"
 );
 
 /// A row of `function_invocations` with what it refers to.

@@ -26,7 +26,7 @@ pub struct ControlArgs {
     /// How long one deploy may take from its complete upload to its answer, in seconds: at most a quarter of an hour.
     #[arg(long, env = "DEPLOY_TIMEOUT_SECONDS", default_value_t = 900, value_parser = clap::value_parser!(u32).range(10..=900))]
     pub deploy_timeout_seconds: u32,
-    /// How long records of calls and lines of build logs are kept, in days.
+    /// How long records of calls, lines of build logs and replaced versions are kept, in days.
     #[arg(long, env = "RECORD_RETENTION_DAYS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=3650))]
     pub record_retention_days: u32,
     /// How the platform is reached from outside, such as `https://functions.example.com`; it begins the `url` of

@@ -10,6 +10,13 @@ use super::{State, health, sweep};
 /// The pause between two purges of what has expired.
 const PURGE_PAUSE: Duration = Duration::from_secs(60 * 60);
 
+/// For how many days more versions stay than the records that name them: a gateway that cannot read what serves goes on
+/// with the version before.
+const VERSIONS_LONGER_DAYS: i64 = 1;
+
+/// How often it is looked for what is left of functions that a gateway deleted which then ended. Its own it knows.
+const DELETED_PAUSE: Duration = Duration::from_secs(60);
+
 /// A version that is so old and still in `building` is nobody's: a deploy takes a quarter of an hour at most, and a bit.
 const OVERDUE_SECONDS: u32 = 20 * 60;
 
@@ -38,6 +45,7 @@ pub(crate) async fn run(state: Arc<State>) {
         purge_tokens(&state),
         purge_fleet(&state),
         purge_history(&state),
+        purge_deleted(&state),
         fail_overdue(&state),
         watch_store(&state),
         watch_artifacts(&state),
@@ -77,24 +85,45 @@ async fn purge_fleet(state: &State) {
     }
 }
 
-/// Deletes records and logs that are older than they are kept.
+/// Deletes records and logs that are older than they are kept, and versions of which there are no records any more.
 async fn purge_history(state: &State) {
     loop {
         let before = chrono::Utc::now() - state.args.record_retention();
-        // Some at a time: whoever waits for the database gets his turn between two.
-        while !state.stop.is_cancelled() {
-            match state.store.purge_history(before).await {
-                Ok(0) => break,
-                Ok(purged) => tracing::debug!(purged, "old records and log lines are deleted"),
-                Err(error) => {
-                    tracing::warn!(%error, "old records could not be deleted: trying again later");
-                    break;
-                }
-            }
-        }
+        purge_all(state, "old records and log lines", || state.store.purge_history(before)).await;
+        let before = before - chrono::Duration::days(VERSIONS_LONGER_DAYS);
+        purge_all(state, "old versions", || state.store.purge_versions(before)).await;
         tokio::select! {
             () = tokio::time::sleep(PURGE_PAUSE) => {}
             () = state.stop.cancelled() => return,
+        }
+    }
+}
+
+/// Deletes what is left of functions that were deleted.
+async fn purge_deleted(state: &State) {
+    loop {
+        purge_all(state, "rows of deleted functions", || state.store.purge_deleted()).await;
+        tokio::select! {
+            () = state.deleted.notified() => {}
+            () = tokio::time::sleep(DELETED_PAUSE) => {}
+            () = state.stop.cancelled() => return,
+        }
+    }
+}
+
+/// Purges until nothing is left, some at a time: whoever waits for the database gets his turn between two.
+async fn purge_all<F>(state: &State, what: &'static str, purge: impl Fn() -> F)
+where
+    F: Future<Output = Result<u64, store::Error>>,
+{
+    while !state.stop.is_cancelled() {
+        match purge().await {
+            Ok(0) => return,
+            Ok(purged) => tracing::debug!(purged, "{what} are deleted"),
+            Err(error) => {
+                tracing::warn!(%error, "{what} could not be deleted: trying again later");
+                return;
+            }
         }
     }
 }

@@ -13,7 +13,7 @@ use common::runtime::Runtimes;
 use prometheus::Registry;
 use store::Store;
 use store::artifacts::Artifacts;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -55,7 +55,6 @@ pub(crate) use upload::edge_limit as upload_limit;
 
 use claims::Claims;
 use config::ControlArgs;
-use deletion::Deletions;
 use deploy::Deploys;
 use logs::{Followers, MAX_LOG_READS};
 use metrics::Metrics;
@@ -102,7 +101,8 @@ pub(crate) struct State {
     passwords: Passwords,
     claims: Claims,
     deploys: Deploys,
-    deletions: Deletions,
+    /// Rung when a function was deleted, whose rows are to go.
+    deleted: Notify,
     followers: Followers,
     /// A permit is a page of records that is read.
     log_reads: Semaphore,
@@ -129,7 +129,7 @@ impl State {
             passwords: Passwords::start(args.password_threads.get(), registry)?,
             deploys: Deploys::new(args.deploy_concurrency.get(), registry)?,
             claims: Claims::new(Arc::clone(&store)),
-            deletions: Deletions::new(),
+            deleted: Notify::new(),
             followers: Followers::new(registry)?,
             log_reads: Semaphore::new(MAX_LOG_READS),
             metrics: Metrics::new(registry)?,

@@ -105,7 +105,7 @@ impl Release {
         };
         let (function, built) = match activated {
             Ok(activated) => activated,
-            Err(failure) => return Err(abandon(&state, owner, &pending, log, failure).await),
+            Err(failure) => return Err(abandon(&state, &pending, log, failure).await),
         };
         log.flush().await;
         if let Err(failure) = reload_routes(&state).await {
@@ -264,28 +264,19 @@ async fn activate(
 }
 
 /// Ends a deploy that will not serve. The version that serves goes on; a function that is new and failed for our
-/// fault is not left behind.
-async fn abandon(
-    state: &State,
-    owner: UserId,
-    pending: &PendingDeployment,
-    mut log: BuildLog,
-    failure: Failure,
-) -> Failure {
+/// fault is not left behind, unless another gateway has a version of it by now.
+async fn abandon(state: &State, pending: &PendingDeployment, mut log: BuildLog, failure: Failure) -> Failure {
     let shown = if failure.code() == Code::BuildFailed { Some(log.tail()) } else { None };
     log.deploy(&format!("version {} failed: {}", pending.spec.version, failure.message())).await;
     log.flush().await;
     let ended = if pending.is_first && failure.code().fault() == Fault::Platform {
-        state.store.delete_function(owner, pending.spec.function).await
+        state.store.abandon_deployment(pending.spec.deployment, failure.message()).await
     } else {
         state.store.fail_deployment(pending.spec.deployment, failure.message()).await
     };
-    match ended {
-        Ok(()) | Err(store::Error::NotFound) => {}
-        // At the next start it is failed with all that did not finish.
-        Err(error) => {
-            tracing::warn!(deployment = %pending.spec.deployment, %error, "a failed version stays `building`")
-        }
+    // At the next start it is failed with all that did not finish.
+    if let Err(error) = ended {
+        tracing::warn!(deployment = %pending.spec.deployment, %error, "a failed version stays `building`");
     }
     match shown {
         Some(log) => failure.with_log(log),

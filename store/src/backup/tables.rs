@@ -102,6 +102,7 @@ pub(super) const TABLES: &[Table] = &[
             ("active_version", Number),
             ("created_at", Time),
             ("updated_at", Time),
+            ("deleted_at", Time),
         ],
     ),
     main(

@@ -218,7 +218,7 @@ async fn a_failed_one_changes_nothing(bench: &Bench) {
     let (shelf, now) = (Shelf::new(), "2026-01-31 23:59:59");
     let (id, other) = ("0".repeat(31) + "1", "0".repeat(31) + "2");
     let user = json!([id, "a@b", "a@b", "a", "hash", true, now, now]);
-    let function = |owner: &str, version: Value| json!([id, owner, "hello", version, now, now]);
+    let function = |owner: &str, version: Value| json!([id, owner, "hello", version, now, now, null]);
     let cases = [
         ("fine", function(&id, Value::Null), 1),
         ("nobody's", function(&other, Value::Null), 1),

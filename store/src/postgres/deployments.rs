@@ -1,10 +1,12 @@
 //! `function_deployments`: versions from `building` to `ready` or `failed`, and which one serves.
 
+use chrono::{DateTime, Utc};
 use common::ids::{DeploymentId, GatewayId};
 use sqlx::{PgPool, PgTransaction};
 use uuid::Uuid;
 
-use crate::rows::{FUNCTION, FunctionRow, access_word, bigint, integer};
+use crate::endings::{ABANDON, FAIL, PURGE_ROWS, PURGE_VERSIONS};
+use crate::rows::{FUNCTION, FunctionRow, access_word, bigint, first_id, integer};
 use crate::text::{storable, storable_json};
 use crate::{Error, Function, NewDeployment, PendingDeployment};
 
@@ -78,10 +80,10 @@ async fn function_for(tx: &mut PgTransaction<'_>, new: &NewDeployment) -> Result
 
 pub(super) async fn activate(pool: &PgPool, id: DeploymentId, build_ms: u64) -> Result<Function, Error> {
     let mut tx = pool.begin().await?;
-    // The function first, as its deletion does: two that lock in different orders would wait for each other.
+    // The function first, as its deletion's end does: two that lock in different orders would wait for each other.
     let found: Option<(Uuid, i32)> = sqlx::query_as(
         "SELECT f.id, d.version FROM function_deployments d JOIN functions f ON f.id = d.function_id
-         WHERE d.id = $1 FOR NO KEY UPDATE OF f",
+         WHERE d.id = $1 AND f.deleted_at IS NULL FOR NO KEY UPDATE OF f",
     )
     .bind(id.uuid())
     .fetch_optional(&mut *tx)
@@ -106,14 +108,22 @@ pub(super) async fn activate(pool: &PgPool, id: DeploymentId, build_ms: u64) -> 
 }
 
 pub(super) async fn fail(pool: &PgPool, id: DeploymentId, reason: &str) -> Result<(), Error> {
-    sqlx::query(
-        "UPDATE function_deployments SET status = 'failed', failure = $2 WHERE id = $1 AND status = 'building'",
-    )
-    .bind(id.uuid())
-    .bind(storable(reason))
-    .execute(pool)
-    .await?;
+    sqlx::query(FAIL).bind(id.uuid()).bind(storable(reason)).execute(pool).await?;
     Ok(())
+}
+
+pub(super) async fn abandon(pool: &PgPool, id: DeploymentId, reason: &str) -> Result<(), Error> {
+    let mut tx = pool.begin().await?;
+    // Whoever adds a version holds the function's lock until it is there. That is waited for in a statement of its own,
+    // so that the next one sees the version.
+    let lock = "SELECT f.id FROM function_deployments d JOIN functions f ON f.id = d.function_id
+         WHERE d.id = $1 FOR UPDATE OF f";
+    sqlx::query(lock).bind(id.uuid()).execute(&mut *tx).await?;
+    let deleted = sqlx::query(ABANDON).bind(id.uuid()).execute(&mut *tx).await?;
+    if deleted.rows_affected() == 0 {
+        sqlx::query(FAIL).bind(id.uuid()).bind(storable(reason)).execute(&mut *tx).await?;
+    }
+    Ok(tx.commit().await?)
 }
 
 pub(super) async fn fail_of(pool: &PgPool, gateway: GatewayId) -> Result<u64, Error> {
@@ -127,5 +137,11 @@ pub(super) async fn fail_overdue(pool: &PgPool, seconds: u32) -> Result<u64, Err
     let update = "UPDATE function_deployments SET status = 'failed', failure = $1
          WHERE status = 'building' AND created_at <= LOCALTIMESTAMP - make_interval(secs => $2)";
     let done = sqlx::query(update).bind(INTERRUPTED).bind(f64::from(seconds)).execute(pool).await?;
+    Ok(done.rows_affected())
+}
+
+/// Those that others replaced, and those that failed.
+pub(super) async fn purge(pool: &PgPool, before: DateTime<Utc>) -> Result<u64, Error> {
+    let done = sqlx::query(PURGE_VERSIONS).bind(first_id(before)).bind(PURGE_ROWS).execute(pool).await?;
     Ok(done.rows_affected())
 }

@@ -1,9 +1,12 @@
 //! `functions`, each with the version that serves; and the deletion of all that is a function's.
 
 use common::ids::{FunctionId, UserId};
-use sqlx::{PgPool, PgTransaction};
+use sqlx::PgPool;
+use uuid::Uuid;
 
-use super::DELETE_DEADLINE;
+use crate::endings::{
+    DELETE, PURGE_FUNCTION, PURGE_LOGS_OF, PURGE_RECORDS_OF, PURGE_ROWS, PURGE_VALUES_OF, deleted_name,
+};
 use crate::rows::{FUNCTION_OF_OWNER, FUNCTIONS_OF_OWNER, FunctionRow, SERVING, all};
 use crate::text::storable;
 use crate::{Error, Function};
@@ -40,38 +43,34 @@ pub(super) async fn list(
     all(rows)
 }
 
-/// The values are deleted in a transaction that commits after the function's own: a crash between the two leaves
-/// values that no one can reach, for ids are never given twice, and never a function that lost its values.
-pub(super) async fn delete(
-    main: &PgPool,
-    function_data: &PgPool,
-    owner: UserId,
-    function: FunctionId,
-) -> Result<(), Error> {
-    let mut tx = begin_patient(main).await?;
-    let deleted = sqlx::query("DELETE FROM functions WHERE id = $1 AND owner_id = $2")
+pub(super) async fn delete(pool: &PgPool, owner: UserId, function: FunctionId) -> Result<(), Error> {
+    let deleted = sqlx::query(DELETE)
         .bind(function.uuid())
         .bind(owner.uuid())
-        .execute(&mut *tx)
+        .bind(deleted_name(function))
+        .execute(pool)
         .await?;
-    if deleted.rows_affected() == 0 {
-        return Err(Error::NotFound);
-    }
-    let mut values = begin_patient(function_data).await?;
-    sqlx::query("DELETE FROM function_data WHERE function_id = $1").bind(function.uuid()).execute(&mut *values).await?;
-    tx.commit().await?;
-    values.commit().await?;
-    Ok(())
+    if deleted.rows_affected() == 0 { Err(Error::NotFound) } else { Ok(()) }
 }
 
-/// A transaction whose statements, and whose waits between them, may take as long as a deletion does.
-async fn begin_patient(pool: &PgPool) -> Result<PgTransaction<'static>, Error> {
-    let mut tx = pool.begin().await?;
-    sqlx::query(
-        "SELECT set_config('statement_timeout', $1, TRUE), set_config('idle_in_transaction_session_timeout', $1, TRUE)",
-    )
-    .bind(format!("{}ms", DELETE_DEADLINE.as_millis()))
-    .execute(&mut *tx)
-    .await?;
-    Ok(tx)
+/// Some of what is left of one deleted function; at last itself. One that another gateway is at is passed over. Records
+/// that still come do not wait for it, since they need the function's key alone, but for the moment in which that goes.
+pub(super) async fn purge_deleted(main: &PgPool, function_data: &PgPool) -> Result<u64, Error> {
+    let next = "SELECT id FROM functions WHERE deleted_at IS NOT NULL ORDER BY deleted_at LIMIT 1
+         FOR NO KEY UPDATE SKIP LOCKED";
+    let mut tx = main.begin().await?;
+    let found: Option<Uuid> = sqlx::query_scalar(next).fetch_optional(&mut *tx).await?;
+    let Some(function) = found else { return Ok(0) };
+    // In a database of their own, and so before the function: values without one would be found by nobody.
+    let done = sqlx::query(PURGE_VALUES_OF).bind(function).bind(PURGE_ROWS).execute(function_data).await?;
+    let mut deleted = done.rows_affected();
+    for statement in [PURGE_RECORDS_OF, PURGE_LOGS_OF] {
+        let done = sqlx::query(statement).bind(function).bind(PURGE_ROWS).execute(&mut *tx).await?;
+        deleted += done.rows_affected();
+    }
+    if deleted == 0 {
+        deleted = sqlx::query(PURGE_FUNCTION).bind(function).execute(&mut *tx).await?.rows_affected();
+    }
+    tx.commit().await?;
+    Ok(deleted)
 }

@@ -40,9 +40,6 @@ pub(crate) use opening::{alone, prepare};
 /// Longest time of one method, its wait for a connection included.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// The same for the deletion of a function, which may have millions of records.
-const DELETE_DEADLINE: Duration = Duration::from_secs(600);
-
 /// All of a deployment's tables in Postgres.
 struct Postgres {
     main: PgPool,
@@ -150,6 +147,10 @@ impl Store for Postgres {
         within(DEADLINE, deployments::fail(&self.main, id, reason)).await
     }
 
+    async fn abandon_deployment(&self, id: DeploymentId, reason: &str) -> Result<(), Error> {
+        within(DEADLINE, deployments::abandon(&self.main, id, reason)).await
+    }
+
     async fn fail_deployments_of(&self, gateway: GatewayId) -> Result<u64, Error> {
         within(DEADLINE, deployments::fail_of(&self.main, gateway)).await
     }
@@ -203,11 +204,19 @@ impl Store for Postgres {
     }
 
     async fn delete_function(&self, owner: UserId, function: FunctionId) -> Result<(), Error> {
-        within(DELETE_DEADLINE, functions::delete(&self.main, &self.function_data, owner, function)).await
+        within(DEADLINE, functions::delete(&self.main, owner, function)).await
+    }
+
+    async fn purge_deleted(&self) -> Result<u64, Error> {
+        within(DEADLINE, functions::purge_deleted(&self.main, &self.function_data)).await
     }
 
     async fn purge_history(&self, before: DateTime<Utc>) -> Result<u64, Error> {
         within(DEADLINE, records::purge(&self.main, before)).await
+    }
+
+    async fn purge_versions(&self, before: DateTime<Utc>) -> Result<u64, Error> {
+        within(DEADLINE, deployments::purge(&self.main, before)).await
     }
 
     async fn records(&self, query: RecordQuery) -> Result<RecordPage, Error> {

@@ -7,9 +7,9 @@ use common::phases::ColdCause;
 use sqlx::PgPool;
 use uuid::Uuid;
 
+use crate::endings::{PURGE_LOGS, PURGE_RECORDS, PURGE_ROWS};
 use crate::rows::{
-    PURGE_LOGS, PURGE_RECORDS, PURGE_ROWS, RECORDED_CALL, RECORDS, RecordedCallRow, bigint, first_id, integer, page,
-    status_word, timestamp,
+    IS_THERE, RECORDED_CALL, RECORDS, RecordedCallRow, bigint, first_id, integer, page, status_word, timestamp,
 };
 use crate::text::{storable, storable_json};
 use crate::{Error, RecordPage, RecordQuery, RecordedCall};
@@ -92,11 +92,8 @@ pub(super) async fn list(pool: &PgPool, query: RecordQuery) -> Result<RecordPage
     let page = page(rows, query.limit).await?;
     if page.records.is_empty() {
         // Nothing to show, or not his to see?
-        let his: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM functions WHERE id = $1 AND owner_id = $2)")
-            .bind(query.function.uuid())
-            .bind(query.owner.uuid())
-            .fetch_one(pool)
-            .await?;
+        let (function, owner) = (query.function.uuid(), query.owner.uuid());
+        let his: bool = sqlx::query_scalar(IS_THERE).bind(function).bind(owner).fetch_one(pool).await?;
         if !his {
             return Err(Error::NotFound);
         }

@@ -1,11 +1,13 @@
 //! `function_deployments`: versions from `building` to `ready` or `failed`, and which one serves.
 
+use chrono::{DateTime, Utc};
 use common::ids::{DeploymentId, GatewayId};
 use sqlx::{SqlitePool, SqliteTransaction};
 use uuid::Uuid;
 
 use super::begin;
-use crate::rows::{FUNCTION, FunctionRow, access_word, bigint, integer};
+use crate::endings::{ABANDON, FAIL, PURGE_ROWS, PURGE_VERSIONS};
+use crate::rows::{FUNCTION, FunctionRow, access_word, bigint, first_id, integer};
 use crate::text::{storable, storable_json};
 use crate::{Error, Function, NewDeployment, PendingDeployment};
 
@@ -69,11 +71,13 @@ async fn function_for(tx: &mut SqliteTransaction<'_>, new: &NewDeployment) -> Re
 
 pub(super) async fn activate(writer: &SqlitePool, id: DeploymentId, build_ms: u64) -> Result<Function, Error> {
     let mut tx = begin(writer).await?;
-    let found: Option<(Uuid, i32)> =
-        sqlx::query_as("SELECT function_id, version FROM function_deployments WHERE id = $1")
-            .bind(id.uuid())
-            .fetch_optional(&mut *tx)
-            .await?;
+    let found: Option<(Uuid, i32)> = sqlx::query_as(
+        "SELECT f.id, d.version FROM function_deployments d JOIN functions f ON f.id = d.function_id
+         WHERE d.id = $1 AND f.deleted_at IS NULL",
+    )
+    .bind(id.uuid())
+    .fetch_optional(&mut *tx)
+    .await?;
     let (function, version) = found.ok_or(Error::NotFound)?;
     sqlx::query("UPDATE function_deployments SET status = 'ready', build_ms = $2, failure = NULL WHERE id = $1")
         .bind(id.uuid())
@@ -94,14 +98,17 @@ pub(super) async fn activate(writer: &SqlitePool, id: DeploymentId, build_ms: u6
 }
 
 pub(super) async fn fail(writer: &SqlitePool, id: DeploymentId, reason: &str) -> Result<(), Error> {
-    sqlx::query(
-        "UPDATE function_deployments SET status = 'failed', failure = $2 WHERE id = $1 AND status = 'building'",
-    )
-    .bind(id.uuid())
-    .bind(storable(reason))
-    .execute(writer)
-    .await?;
+    sqlx::query(FAIL).bind(id.uuid()).bind(storable(reason)).execute(writer).await?;
     Ok(())
+}
+
+pub(super) async fn abandon(writer: &SqlitePool, id: DeploymentId, reason: &str) -> Result<(), Error> {
+    let mut tx = begin(writer).await?;
+    let deleted = sqlx::query(ABANDON).bind(id.uuid()).execute(&mut *tx).await?;
+    if deleted.rows_affected() == 0 {
+        sqlx::query(FAIL).bind(id.uuid()).bind(storable(reason)).execute(&mut *tx).await?;
+    }
+    Ok(tx.commit().await?)
 }
 
 pub(super) async fn fail_of(writer: &SqlitePool, gateway: GatewayId) -> Result<u64, Error> {
@@ -115,5 +122,11 @@ pub(super) async fn fail_overdue(writer: &SqlitePool, seconds: u32) -> Result<u6
     let update = "UPDATE function_deployments SET status = 'failed', failure = $1
          WHERE status = 'building' AND created_at <= strftime('%Y-%m-%d %H:%M:%f', 'now', $2)";
     let done = sqlx::query(update).bind(INTERRUPTED).bind(format!("-{seconds} seconds")).execute(writer).await?;
+    Ok(done.rows_affected())
+}
+
+/// Those that others replaced, and those that failed.
+pub(super) async fn purge(writer: &SqlitePool, before: DateTime<Utc>) -> Result<u64, Error> {
+    let done = sqlx::query(PURGE_VERSIONS).bind(first_id(before)).bind(PURGE_ROWS).execute(writer).await?;
     Ok(done.rows_affected())
 }

@@ -204,6 +204,10 @@ impl Store for Sqlite {
         deployments::fail(&self.writer, id, reason).await
     }
 
+    async fn abandon_deployment(&self, id: DeploymentId, reason: &str) -> Result<(), Error> {
+        deployments::abandon(&self.writer, id, reason).await
+    }
+
     async fn fail_deployments_of(&self, gateway: GatewayId) -> Result<u64, Error> {
         deployments::fail_of(&self.writer, gateway).await
     }
@@ -260,8 +264,16 @@ impl Store for Sqlite {
         functions::delete(&self.writer, owner, function).await
     }
 
+    async fn purge_deleted(&self) -> Result<u64, Error> {
+        functions::purge_deleted(&self.writer).await
+    }
+
     async fn purge_history(&self, before: DateTime<Utc>) -> Result<u64, Error> {
         records::purge(&self.writer, before).await
+    }
+
+    async fn purge_versions(&self, before: DateTime<Utc>) -> Result<u64, Error> {
+        deployments::purge(&self.writer, before).await
     }
 
     async fn records(&self, query: RecordQuery) -> Result<RecordPage, Error> {

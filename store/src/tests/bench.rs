@@ -120,6 +120,11 @@ impl Bench {
         self.store.create_user(new_user(email)).await.unwrap()
     }
 
+    /// Deletes all that is left of deleted functions.
+    pub(crate) async fn purge_deleted(&self) {
+        while self.store.purge_deleted().await.unwrap() > 0 {}
+    }
+
     /// A function with one version that serves.
     pub(crate) async fn serving(&self, owner: UserId, name: &str) -> Function {
         let pending = self.store.create_deployment(new_deployment(owner, name)).await.unwrap();

@@ -63,6 +63,7 @@ async fn versions_keep_their_archives(bench: &Bench) {
     store.fail_deployment(made[0].deployment, "no").await.unwrap();
     assert!(store.is_wanted(made[0].archive).await.unwrap());
     store.delete_function(user.id, made[0].function).await.unwrap();
+    bench.purge_deleted().await;
     assert!(!store.is_wanted(made[0].archive).await.unwrap());
     assert!(store.is_wanted(made[1].archive).await.unwrap());
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use common::function::{Contract, Status};
-use common::ids::DeploymentId;
+use common::ids::{DeploymentId, UserId};
 use common::labels::Labels;
 
 use super::bench::{Bench, new_deployment};
@@ -15,7 +15,11 @@ on_both!(
     deploys_at_once_get_different_versions,
     an_older_version_that_is_ready_later_does_not_serve,
     a_failed_build_leaves_the_old_one_serving,
+    an_abandoned_first_version_takes_its_function_along,
+    an_abandoned_version_leaves_what_others_made,
     a_crash_leaves_failed_versions_behind,
+    replaced_versions_end,
+    what_may_be_needed_stays,
     a_deleted_functions_build_is_not_found,
     log_lines_keep_their_order,
     a_version_keeps_its_contract,
@@ -88,6 +92,51 @@ async fn a_failed_build_leaves_the_old_one_serving(bench: &Bench) {
     bench.store.fail_deployment(DeploymentId::new(), "gone").await.unwrap();
 }
 
+async fn an_abandoned_first_version_takes_its_function_along(bench: &Bench) {
+    let ada = bench.user("ada@example.org").await;
+    let kept = bench.serving(ada.id, "kept").await;
+    let first = bench.store.create_deployment(new_deployment(ada.id, "hello")).await.unwrap();
+    let line = LogLine { source: "deploy", message: "the node is gone".to_owned() };
+    bench.store.append_log(first.spec.deployment, &[line]).await.unwrap();
+    for _ in 0..2 {
+        bench.store.abandon_deployment(first.spec.deployment, "the node is gone").await.unwrap();
+        assert_eq!(bench.store.functions(ada.id, 9, None).await.unwrap(), std::slice::from_ref(&kept));
+    }
+    for (table, rows) in [("functions", 1), ("function_deployments", 1), ("function_logs", 0)] {
+        assert_eq!(bench.number(&format!("SELECT COUNT(*) FROM {table}")).await, rows, "{table}");
+    }
+}
+
+async fn an_abandoned_version_leaves_what_others_made(bench: &Bench) {
+    let ada = bench.user("ada@example.org").await;
+    let find = async || bench.store.function(ada.id, "hello").await.unwrap().unwrap();
+    let first = bench.store.create_deployment(new_deployment(ada.id, "hello")).await.unwrap();
+    let second = bench.store.create_deployment(new_deployment(ada.id, "hello")).await.unwrap();
+    bench.store.abandon_deployment(first.spec.deployment, "stopping\0").await.unwrap();
+    assert_eq!(find().await.status, Status::Building);
+    let active = bench.store.activate_deployment(second.spec.deployment, 1).await.unwrap();
+    let failed = "SELECT COUNT(*) FROM function_deployments WHERE status = 'failed' AND failure IS NOT NULL";
+    assert_eq!(bench.number(failed).await, 1);
+
+    // It serves already, though its gateway was not told.
+    bench.store.abandon_deployment(second.spec.deployment, "the database did not answer").await.unwrap();
+    assert_eq!((find().await, bench.number(failed).await), (active, 1));
+
+    // A version that is added at the same moment either has the function for itself or keeps it.
+    for round in 0..10 {
+        let name = format!("hello-{round}");
+        let first = bench.store.create_deployment(new_deployment(ada.id, &name)).await.unwrap();
+        let (abandoned, added) = tokio::join!(
+            bench.store.abandon_deployment(first.spec.deployment, "stopping"),
+            bench.store.create_deployment(new_deployment(ada.id, &name)),
+        );
+        abandoned.unwrap();
+        let added = added.unwrap();
+        let function = bench.store.activate_deployment(added.spec.deployment, 1).await.unwrap();
+        assert_eq!(function.active.unwrap().spec, added.spec);
+    }
+}
+
 async fn a_crash_leaves_failed_versions_behind(bench: &Bench) {
     let ada = bench.user("ada@example.org").await;
     let serving = bench.serving(ada.id, "serving").await;
@@ -99,6 +148,70 @@ async fn a_crash_leaves_failed_versions_behind(bench: &Bench) {
     assert_eq!(bench.store.serving().await.unwrap(), [serving]);
     let new = bench.store.function(ada.id, "new").await.unwrap().unwrap();
     assert_eq!(new.status, Status::Failed);
+}
+
+/// A version of `hello` that was made so many days ago.
+async fn version(bench: &Bench, owner: UserId, days: i64) -> DeploymentId {
+    let made_at = chrono::Utc::now() - chrono::Duration::days(days);
+    let new = NewDeployment { id: crate::rows::first_id(made_at).into(), ..new_deployment(owner, "hello") };
+    bench.store.create_deployment(new).await.unwrap().spec.deployment
+}
+
+/// Purges versions that were replaced 30 days ago; the numbers of those that are left.
+async fn left(bench: &Bench) -> Vec<i64> {
+    let before = chrono::Utc::now() - chrono::Duration::days(30);
+    while bench.store.purge_versions(before).await.unwrap() > 0 {}
+    let (mut left, mut last) = (Vec::new(), 0);
+    loop {
+        let next = "SELECT CAST(COALESCE(MIN(version), 0) AS BIGINT) FROM function_deployments WHERE version";
+        last = bench.number(&format!("{next} > {last}")).await;
+        if last == 0 {
+            return left;
+        }
+        left.push(last);
+    }
+}
+
+async fn replaced_versions_end(bench: &Bench) {
+    let ada = bench.user("ada@example.org").await;
+    for days in [90, 80, 60, 40, 20] {
+        let id = version(bench, ada.id, days).await;
+        if days == 80 {
+            bench.store.fail_deployment(id, "exit code 1").await.unwrap();
+        } else {
+            bench.store.activate_deployment(id, 1).await.unwrap();
+        }
+    }
+    // The fourth served until 20 days ago.
+    assert_eq!(left(bench).await, [4, 5]);
+    let function = bench.store.function(ada.id, "hello").await.unwrap().unwrap();
+    assert_eq!(function.active.unwrap().spec.version, 5);
+    let next = bench.store.create_deployment(new_deployment(ada.id, "hello")).await.unwrap();
+    assert_eq!(next.spec.version, 6);
+}
+
+async fn what_may_be_needed_stays(bench: &Bench) {
+    let ada = bench.user("ada@example.org").await;
+    let (store, fail) = (&bench.store, "exit code 1");
+    // Nothing serves yet: the last number is not given twice.
+    for days in [90, 80] {
+        store.fail_deployment(version(bench, ada.id, days).await, fail).await.unwrap();
+    }
+    assert_eq!(left(bench).await, [2]);
+    // One serves, whatever failed after it, and whatever is still being built.
+    let building = version(bench, ada.id, 70).await;
+    let serving = version(bench, ada.id, 60).await;
+    store.activate_deployment(serving, 1).await.unwrap();
+    for days in [50, 40] {
+        store.fail_deployment(version(bench, ada.id, days).await, fail).await.unwrap();
+    }
+    assert_eq!(left(bench).await, [3, 4, 6]);
+    // One that was overtaken while it was built never served.
+    store.activate_deployment(building, 1).await.unwrap();
+    assert_eq!(left(bench).await, [4, 6]);
+    assert_eq!(store.serving().await.unwrap()[0].active.as_ref().unwrap().spec.deployment, serving);
+    store.fail_deployment(version(bench, ada.id, 1).await, fail).await.unwrap();
+    assert_eq!(left(bench).await, [4, 6, 7]);
 }
 
 async fn a_deleted_functions_build_is_not_found(bench: &Bench) {

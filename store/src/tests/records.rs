@@ -86,6 +86,7 @@ async fn records_of_a_deleted_function_are_dropped(bench: &Bench) {
     let kept = function(bench).await;
     let gone = bench.serving(kept.owner, "gone").await;
     bench.store.delete_function(gone.owner, gone.id).await.unwrap();
+    bench.purge_deleted().await;
     let batch = [record(&gone, Outcome::Success), record(&kept, Outcome::Success), record(&gone, Outcome::Crashed)];
     bench.store.insert_records(&batch).await.unwrap();
     assert_eq!(bench.store.records(all_of(&kept)).await.unwrap().records.len(), 1);
@@ -98,10 +99,12 @@ async fn functions_may_be_deleted_while_their_records_come(bench: &Bench) {
         let doomed = bench.serving(kept.owner, &format!("doomed-{round}")).await;
         let batch: Vec<Record> =
             (0..50).flat_map(|_| [record(&doomed, Outcome::Success), record(&kept, Outcome::Success)]).collect();
-        let (inserted, deleted) =
-            tokio::join!(bench.store.insert_records(&batch), bench.store.delete_function(doomed.owner, doomed.id),);
+        let deletion = async {
+            bench.store.delete_function(doomed.owner, doomed.id).await.unwrap();
+            bench.purge_deleted().await;
+        };
+        let (inserted, ()) = tokio::join!(bench.store.insert_records(&batch), deletion);
         inserted.unwrap();
-        deleted.unwrap();
     }
     assert_eq!(bench.number("SELECT COUNT(*) FROM function_invocations").await, 500);
 }

@@ -1,5 +1,7 @@
 //! Listing, showing, deleting, and the records.
 
+use std::sync::Arc;
+
 use common::base64;
 use common::digest::Digest;
 use common::function::{Access, Limits};
@@ -15,7 +17,7 @@ use super::{Api, delete, get, until};
 
 impl Api {
     /// A function that serves, as if a node had built it.
-    async fn function(&self, owner: UserId, name: &str) -> Function {
+    pub(super) async fn function(&self, owner: UserId, name: &str) -> Function {
         let new = NewDeployment {
             id: DeploymentId::new(),
             gateway: self.state.gateway,
@@ -136,6 +138,30 @@ async fn delete_what_is_ours() {
 }
 
 #[tokio::test]
+async fn what_is_deleted_is_emptied_by_the_housekeeping() {
+    let api = Api::start().await;
+    let (ada, token) = api.user("ada@example.com").await;
+    // One that a gateway deleted that is gone by now, and one that is deleted while this one is at it.
+    for name in ["a", "b"] {
+        let function = api.function(ada, name).await;
+        api.record(&function, Outcome::Success).await;
+    }
+    let left = api.function(ada, "a").await.id;
+    api.state.store.delete_function(ada, left).await.unwrap();
+    let housekeeping = tokio::spawn(super::housekeeping::run(Arc::clone(&api.state)));
+    let versions = async || api.state.store.sources(None, 9).await.unwrap().len();
+    let within = async |versions_left: usize| {
+        let emptied = async { while versions().await > versions_left {} };
+        tokio::time::timeout(std::time::Duration::from_secs(20), emptied).await.unwrap();
+    };
+    within(1).await;
+    api.check(delete("/api/functions/b", &token), 204, "").await;
+    within(0).await;
+    api.state.stop.cancel();
+    tokio::time::timeout(std::time::Duration::from_secs(20), housekeeping).await.unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn a_client_that_leaves_does_not_end_its_deletion() {
     let api = Api::start().await;
     let (ada, token) = api.user("ada@example.com").await;
@@ -160,7 +186,7 @@ async fn routes_that_lag_behind_are_caught_up() {
     api.function(ada, "a").await;
     let metrics = crate::metrics::Metrics::register(&prometheus::Registry::new()).unwrap();
     let feed = crate::feed::Feed::new(&api.state.routes, &api.state.fleet, &api.state.store, &metrics);
-    let feed = tokio::spawn(std::sync::Arc::new(feed).run(api.state.stop.clone()));
+    let feed = tokio::spawn(Arc::new(feed).run(api.state.stop.clone()));
     until("it serves", || api.state.routes.now().by_path("ada", "a").is_some()).await;
     api.state.stop.cancel();
     tokio::time::timeout(std::time::Duration::from_secs(20), feed).await.unwrap().unwrap();

@@ -94,6 +94,22 @@ async fn a_node_that_fails_leaves_nothing_half_made() {
 }
 
 #[tokio::test]
+async fn a_first_deploy_that_fails_takes_nothing_of_another_gateway_along() {
+    let api = Api::start().await;
+    let node = api.node().await;
+    let (ada, token) = api.user("ada@example.com").await;
+    node.hold().await;
+    node.says(|_| vec![BuildEvent::Error { reason: "the Engine hangs".into() }]);
+    let call = tokio::spawn(api.router.clone().oneshot(one(&token, "a")));
+    until("the build is ordered", || node.orders().len() == 1).await;
+    let serving = api.function(ada, "a").await;
+    node.go_on();
+    assert_eq!(call.await.unwrap().unwrap().status(), 503);
+    assert_eq!(version(&api.check(get("/api/functions/a", &token), 200, "active").await), 2);
+    assert_eq!(api.state.store.serving().await.unwrap(), [serving]);
+}
+
+#[tokio::test]
 async fn the_log_as_it_comes() {
     let api = Api::start().await;
     let node = api.node().await;
