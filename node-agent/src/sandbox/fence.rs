@@ -15,8 +15,10 @@ use super::command;
 /// How long a change of the rules may take. iptables itself waits at most half of it for other programs.
 const LIMIT: Duration = Duration::from_secs(10);
 const WAIT_SECONDS: &str = "5";
-/// Link-local addresses, where metadata services are, and those that are private or a provider's.
-const CLOSED: [&str; 5] = ["169.254.0.0/16", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10"];
+/// Link-local addresses, where metadata services are, those that are private or a provider's, and the one address of
+/// Azure's host, which is none of these and gives certificates and settings of the machine to whoever asks.
+const CLOSED: [&str; 6] =
+    ["169.254.0.0/16", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "168.63.129.16/32"];
 
 /// The rules around the bridge of a node's network.
 #[derive(Debug)]
@@ -105,6 +107,8 @@ mod tests {
         let at = |part: &str| text.find(part).unwrap_or_else(|| panic!("{text} has no {part}"));
         assert!(at("--dport 53 -j RETURN") < at("-d 10.1.0.0/16 -j RETURN"));
         assert!(at("-d 10.1.0.0/16 -j RETURN") < at("--dst-type LOCAL -j DROP"));
+        // Names are still resolved there.
+        assert!(at("--dport 53 -j RETURN") < at("-d 168.63.129.16/32 -j DROP"));
         assert!(at("-d 169.254.0.0/16 -j DROP") < at("-I PREROUTING 1 -i dc0 -j dc0"));
         assert!(text.ends_with("COMMIT\n"));
     }
