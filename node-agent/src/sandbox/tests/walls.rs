@@ -75,6 +75,7 @@ def sock(name, *args):
     except OSError as error:
         print(name, errno.errorcode[error.errno])
 call('io_uring_setup', 425, 1, 0)
+call('io_setup', 206, 1, 0)
 call('ptrace', 101, 0, 0, 0, 0)
 call('process_vm_readv', 310, os.getpid(), 0, 0, 0, 0, 0)
 call('unshare', 272, 0x10000000)
@@ -108,6 +109,7 @@ async fn system_calls_that_lead_out_are_refused() {
             let exit = node.call(&function, ATTEMPTS).await;
             let expected: String = [
                 "io_uring_setup",
+                "io_setup ENOSYS",
                 "ptrace",
                 "process_vm_readv",
                 "unshare",
