@@ -44,7 +44,7 @@ pub(crate) fn pack(folder: &Path) -> anyhow::Result<Packed> {
     if is_everything(folder, home.as_deref()) {
         let (folder, manifest) = (folder.display(), manifest::FILE);
         return Err(failure::wrong(format!(
-            "{folder} is all that there is, and no function: name the folder with the code, or give this one a {manifest}"
+            "{folder} holds more than a function: name the folder with the code, or put a {manifest} into this one"
         )));
     }
     let ignore = match fs::read_to_string(folder.join(ignore::FILE)) {
