@@ -141,6 +141,41 @@ async fn system_calls_that_lead_out_are_refused() {
     .await;
 }
 
+/// Fills the buffers of connections that nobody reads, and prints whether they took less than 100 MiB together.
+const BUFFERS: &str = r"
+import socket
+server = socket.create_server(('127.0.0.1', 0))
+server.settimeout(1)
+held, sent = [], 0
+try:
+    for _ in range(200):
+        client = socket.create_connection(server.getsockname(), 1)
+        held += [client, server.accept()[0]]
+        client.setblocking(False)
+        try:
+            while True:
+                sent += client.send(b'x' * 65536)
+        except BlockingIOError:
+            pass
+except OSError:
+    pass
+print(sent < 100 << 20, flush=True)
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_kernels_memory_for_connections_is_limited_too() {
+    on_node(
+        |_| {},
+        async |node| {
+            let exit = node.call(&node.function("python"), BUFFERS).await;
+            // Where it counts as the sandbox's memory, the kernel may have killed for it.
+            let expected = if exit.how == How::OutOfMemory { "" } else { "True\n" };
+            assert_eq!(text(&exit.stdout), expected, "{}", text(&exit.stderr));
+        },
+    )
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn languages_run_behind_these_walls() {
     on_node(
