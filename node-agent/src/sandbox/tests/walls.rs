@@ -281,6 +281,30 @@ async fn this_machine_is_out_of_reach_unless_it_is_allowed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_fence_is_put_up_again_though_nothing_starts() {
+    on_node(
+        |_| {},
+        async |node| {
+            let mut function = node.function("python");
+            function.0.egress = true;
+            node.call(&function, "print(1)").await;
+            let bridge = node.sandboxes.site.fence.bridge();
+            let jump = |action: &str| {
+                let words = ["-w", "-t", "mangle", action, "PREROUTING", "-i", bridge, "-j", bridge];
+                std::process::Command::new("iptables").args(words).output().unwrap().status.success()
+            };
+            assert!(jump("-D"));
+            let since = Instant::now();
+            while !jump("-C") {
+                assert!(since.elapsed() < PATIENCE, "it stays down");
+                tokio::task::yield_now().await;
+            }
+        },
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_engine_made_what_was_asked() {
     on_node(
         |_| {},
