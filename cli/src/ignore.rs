@@ -47,6 +47,10 @@ impl Pattern {
         if !line.contains('/') {
             parts.insert(0, "**".into());
         }
+        if parts.len() > 1 && parts.last().is_some_and(|last| last == "**") {
+            // What is in the folder, and not the folder: something in it may be taken back.
+            parts.push("*".into());
+        }
         (!parts.is_empty()).then_some(Self { parts, folders_only, takes_back })
     }
 }
@@ -109,6 +113,17 @@ mod tests {
         check("a/**/c", "a/c", true);
         check("a/**/c", "a/x/y/c", true);
         check("**/c", "x/c", true);
+        check("a/**", "a/", false);
+        check("a/**", "a/b.txt", true);
+        check("a/**", "a/b/", true);
+        check("a/**", "b/a/c", false);
+        check("a/**\n!a/keep.txt", "a/", false);
+        check("a/**\n!a/keep.txt", "a/keep.txt", false);
+        check("a/**\n!a/keep.txt", "a/other.txt", true);
+        check("a/**/", "a/b/", true);
+        check("a/**/", "a/b", false);
+        check("**", "a", true);
+        check("/**", "a", true);
         check("?.py", "a.py", true);
         check("?.py", "ab.py", false);
         check("*.log\n!keep.log", "keep.log", false);

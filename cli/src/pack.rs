@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use common::manifest;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use tar::{Builder, EntryType, Header};
@@ -21,13 +22,30 @@ pub(crate) struct Packed {
     pub(crate) files: usize,
 }
 
+/// What a folder may hold. Servers take less, and say how much; this is for who named another folder than he meant.
+#[derive(Clone, Copy)]
+struct Most {
+    /// Files, folders and links.
+    entries: usize,
+    bytes: u64,
+}
+
+const MOST: Most = Most { entries: 100_000, bytes: 2 * 1024 * 1024 * 1024 };
+
 /// Packs `folder` but for `.git` and what its `.dartcloudignore` names.
 ///
 /// # Errors
-/// The folder is none, or cannot be read, or holds what cannot be deployed (a socket, a device).
+/// The folder is none, or no function's, or cannot be read, or holds what cannot be deployed (a socket, a device).
 pub(crate) fn pack(folder: &Path) -> anyhow::Result<Packed> {
     if !folder.is_dir() {
         return Err(failure::wrong(format!("{} is not a folder: name the one to deploy", folder.display())));
+    }
+    let home = std::env::var_os("HOME").and_then(|home| fs::canonicalize(home).ok());
+    if is_everything(folder, home.as_deref()) {
+        let (folder, manifest) = (folder.display(), manifest::FILE);
+        return Err(failure::wrong(format!(
+            "{folder} holds more than a function: name the folder with the code, or put a {manifest} into this one"
+        )));
     }
     let ignore = match fs::read_to_string(folder.join(ignore::FILE)) {
         Ok(text) => Ignore::parse(&text),
@@ -37,7 +55,7 @@ pub(crate) fn pack(folder: &Path) -> anyhow::Result<Packed> {
     let file = tempfile::tempfile().context("cannot make a temporary file")?;
     let mut builder = Builder::new(GzEncoder::new(BufWriter::new(file), Compression::default()));
     let mut files = 0;
-    for path in listing(folder, &ignore)? {
+    for path in listing(folder, &ignore, MOST)? {
         files += 1;
         let name = path.strip_prefix(folder).context("a path outside of the folder")?;
         add(&mut builder, &path, name).with_context(|| format!("cannot pack {}", path.display()))?;
@@ -49,8 +67,16 @@ pub(crate) fn pack(folder: &Path) -> anyhow::Result<Packed> {
     Ok(Packed { file, bytes, files })
 }
 
+/// Whether `folder` is the whole machine, or all that its user has: keys and passwords would go along. One with a
+/// manifest is meant.
+fn is_everything(folder: &Path, home: Option<&Path>) -> bool {
+    let is_all = folder.parent().is_none() || home == Some(folder);
+    is_all && !folder.join(manifest::FILE).exists()
+}
+
 /// The files and links of `folder`, in order. Folders come with what is in them; empty ones do not.
-fn listing(folder: &Path, ignore: &Ignore) -> anyhow::Result<Vec<PathBuf>> {
+fn listing(folder: &Path, ignore: &Ignore, most: Most) -> anyhow::Result<Vec<PathBuf>> {
+    let (mut seen, mut bytes) = (0, 0);
     let mut found = Vec::new();
     let mut ahead = vec![folder.to_path_buf()];
     while let Some(next) = ahead.pop() {
@@ -65,10 +91,19 @@ fn listing(folder: &Path, ignore: &Ignore) -> anyhow::Result<Vec<PathBuf>> {
             if ignore.covers(name, kind.is_dir()) {
                 continue;
             }
+            seen += 1;
             if kind.is_dir() {
                 ahead.push(path);
             } else {
+                bytes += entry.metadata().with_context(|| format!("cannot read {}", path.display()))?.len();
                 found.push(path);
+            }
+            if seen > most.entries || bytes > most.bytes {
+                return Err(failure::wrong(format!(
+                    "{} is too large for a function: name the folder with the code, or list what is not needed in {}",
+                    folder.display(),
+                    ignore::FILE
+                )));
             }
         }
     }
@@ -175,6 +210,23 @@ mod tests {
         let (one, mut two) = (folder(&names), names);
         two.reverse();
         assert_eq!(bytes(one.path()), bytes(folder(&two).path()));
+    }
+
+    #[test]
+    fn what_is_no_function_is_not_packed() {
+        let folder = folder(&["main.py", "lib/a.py"]);
+        let folder = folder.path();
+        let check = |entries, bytes, fits| {
+            let listed = listing(folder, &Ignore::default(), Most { entries, bytes });
+            assert_eq!(listed.is_ok(), fits, "{entries} entries, {bytes} bytes");
+        };
+        check(3, 15, true);
+        check(2, 15, false);
+        check(3, 14, false);
+        assert!(is_everything(Path::new("/"), None) && is_everything(folder, Some(folder)));
+        assert!(!is_everything(folder, None) && !is_everything(&folder.join("lib"), Some(folder)));
+        fs::write(folder.join(manifest::FILE), "").unwrap();
+        assert!(!is_everything(folder, Some(folder)));
     }
 
     #[test]

@@ -39,6 +39,9 @@ use unpacked::{Unpacked, unpack};
 
 /// How long an invocation waits for a build that is not here; the build goes on without it.
 const READY_DEADLINE: Duration = Duration::from_secs(60);
+/// Stored builds that are fetched and unpacked at once; others wait for as long as these take. A node that comes back to
+/// many functions would else need the disk and the processors for all of them together.
+const FETCHES_AT_ONCE: usize = 4;
 /// Lines of a build's log that wait to be passed on.
 const LINES_QUEUE: usize = 256;
 
@@ -101,6 +104,7 @@ pub(crate) struct Parts {
 pub(crate) struct Builds {
     parts: Parts,
     turns: Semaphore,
+    fetches: Semaphore,
     running: Mutex<HashMap<Digest, Arc<Run>>>,
     tasks: TaskTracker,
 }
@@ -108,7 +112,8 @@ pub(crate) struct Builds {
 impl Builds {
     pub(crate) fn new(parts: Parts) -> Arc<Self> {
         let turns = Semaphore::new(parts.args.build_concurrent as usize);
-        Arc::new(Self { parts, turns, running: Mutex::default(), tasks: TaskTracker::new() })
+        let fetches = Semaphore::new(FETCHES_AT_ONCE);
+        Arc::new(Self { parts, turns, fetches, running: Mutex::default(), tasks: TaskTracker::new() })
     }
 
     /// The build of a deployment, for an invocation: from the cache as a rule.
@@ -265,6 +270,7 @@ impl Builds {
         if self.parts.runtimes.get(&spec.runtime).is_none_or(|runtime| runtime.build.is_none()) {
             return Ok(None);
         }
+        let _turn = self.fetches.acquire().await.expect("the semaphore is never closed");
         let place = self.parts.cache.workplace()?;
         let (packed, tree) = (place.path().join("build.tar.gz"), place.path().join("tree"));
         let max_bytes = max_extent(&self.parts.args).bytes;

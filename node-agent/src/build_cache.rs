@@ -16,7 +16,8 @@ use crate::metrics::Metrics;
 #[derive(Clone, Copy, Debug, clap::Args)]
 #[group(id = "agent_build_cache")]
 pub struct BuildCacheArgs {
-    /// Most that builds take on this node's disk, in MiB; those in use stay even beyond it.
+    /// Most that builds take on this node's disk, in MiB, with what many small files cost; those in use stay even beyond
+    /// it.
     #[arg(long, env = "BUILD_CACHE_MB", default_value_t = 10_240, value_parser = clap::value_parser!(u32).range(1..))]
     pub build_cache_mb: u32,
 }
@@ -61,7 +62,8 @@ struct State {
 
 struct Cached {
     build: BuildHandle,
-    bytes: u64,
+    /// What it takes of the disk.
+    room: u64,
     last_use: u64,
 }
 
@@ -72,8 +74,8 @@ struct Seal {
 }
 
 impl State {
-    fn bytes(&self) -> u64 {
-        self.builds.values().map(|cached| cached.bytes).sum()
+    fn room(&self) -> u64 {
+        self.builds.values().map(|cached| cached.room).sum()
     }
 
     /// What may go first: the longest unused of those that nobody holds.
@@ -111,7 +113,7 @@ impl BuildCache {
         for (_, digest, extent) in found {
             state.uses += 1;
             let build = Arc::new(Build(directory.join(digest.to_string())));
-            state.builds.insert(digest, Cached { build, bytes: extent.bytes, last_use: state.uses });
+            state.builds.insert(digest, Cached { build, room: extent.room(), last_use: state.uses });
         }
         let cache = Self { directory, max_bytes, state: Mutex::new(state), metrics };
         cache.make_room(0);
@@ -144,7 +146,7 @@ impl BuildCache {
         if let Some(build) = self.get(digest) {
             return Ok(build);
         }
-        self.make_room(extent.bytes);
+        self.make_room(extent.room());
         let seal = serde_json::to_vec(&Seal { extent }).map_err(io::Error::from)?;
         let path = self.directory.join(digest.to_string());
         let mut state = self.lock();
@@ -158,7 +160,7 @@ impl BuildCache {
         std::fs::write(seal_path(&self.directory, digest), seal)?;
         std::fs::rename(tree, &path)?;
         let build = Arc::new(Build(path));
-        state.builds.insert(digest, Cached { build: Arc::clone(&build), bytes: extent.bytes, last_use: now });
+        state.builds.insert(digest, Cached { build: Arc::clone(&build), room: extent.room(), last_use: now });
         self.show(&state);
         Ok(build)
     }
@@ -175,7 +177,7 @@ impl BuildCache {
         let mut graves = Vec::new();
         {
             let mut state = self.lock();
-            while state.bytes().saturating_add(coming) > self.max_bytes {
+            while state.room().saturating_add(coming) > self.max_bytes {
                 let Some(digest) = state.evictable() else { break };
                 match self.bury(digest) {
                     Ok(grave) => graves.push(grave),
@@ -207,7 +209,7 @@ impl BuildCache {
     }
 
     fn show(&self, state: &State) {
-        self.metrics.build_cache_bytes.set(i64::try_from(state.bytes()).unwrap_or(i64::MAX));
+        self.metrics.build_cache_bytes.set(i64::try_from(state.room()).unwrap_or(i64::MAX));
     }
 
     /// The state is only touched by code that cannot panic half way, so a poisoned lock is as good as any.
@@ -278,29 +280,29 @@ mod tests {
     #[test]
     fn the_longest_unused_goes_and_never_one_in_use() {
         let directory = tempfile::tempdir().unwrap();
-        let cache = open(directory.path(), 3000);
-        let held = add(&cache, "a", 1000);
-        drop(add(&cache, "b", 1000));
-        drop(add(&cache, "c", 1000));
+        let cache = open(directory.path(), 75_000);
+        let held = add(&cache, "a", 20_000);
+        drop(add(&cache, "b", 20_000));
+        drop(add(&cache, "c", 20_000));
         cache.get(Digest::of(b"b")).unwrap();
-        drop(add(&cache, "d", 1000));
+        drop(add(&cache, "d", 20_000));
         check(&cache, &["a", "b", "d"]);
         drop(held);
-        drop(add(&cache, "c", 2500));
+        drop(add(&cache, "c", 60_000));
         check(&cache, &["c"]);
     }
 
     #[test]
     fn what_goes_may_come_in_again_at_once() {
         let directory = tempfile::tempdir().unwrap();
-        let cache = open(directory.path(), 200_000);
+        let cache = open(directory.path(), 6_000_000);
         for number in 0..300 {
             drop(add(&cache, &number.to_string(), 100));
         }
         drop(add(&cache, "a", 100));
         std::thread::scope(|scope| {
             // All of them make room for this one, `a` as the last.
-            scope.spawn(|| drop(add(&cache, "large", 199_950)));
+            scope.spawn(|| drop(add(&cache, "large", 5_990_000)));
             while cache.lock().builds.contains_key(&Digest::of(b"a")) {
                 std::thread::yield_now();
             }
@@ -312,14 +314,14 @@ mod tests {
     #[test]
     fn a_restart_keeps_what_is_whole() {
         let directory = tempfile::tempdir().unwrap();
-        let cache = open(directory.path(), 10_000);
+        let cache = open(directory.path(), 100_000);
         add(&cache, "a", 1000);
         let cut = add(&cache, "b", 1000);
         std::fs::write(cut.0.join("main"), "cut").unwrap();
         let unsealed = directory.path().join(Digest::of(b"c").to_string());
         std::fs::create_dir(unsealed).unwrap();
         std::fs::create_dir(directory.path().join("tmp-left")).unwrap();
-        check(&open(directory.path(), 10_000), &["a"]);
+        check(&open(directory.path(), 100_000), &["a"]);
         check(&open(directory.path(), 500), &[]);
     }
 }

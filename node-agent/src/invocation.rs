@@ -246,8 +246,8 @@ impl Invocations {
         let leased = Instant::now();
         phases::waited(&mut begun.phases, leased - read, &lease);
         let cap = self.parts.bodies.response_bytes();
-        let exit = match run_function(&mut lease, &spec, &json, cap).await {
-            Ok(exit) => exit,
+        let (exit, room) = match run_function(&mut lease, &spec, &json, cap, &self.held).await {
+            Ok(ran) => ran,
             Err(failure) => {
                 begun.phases.fn_us = Some(micros(leased.elapsed()));
                 return self.fail(begun, Outcome::Crashed, failure, clock);
@@ -261,6 +261,7 @@ impl Invocations {
         let record = record::of_run(begun, &Ran { exit: &exit, verdict: &verdict }, took, now);
         self.keep(&record, took)?;
         let Verdict { outcome, answer, .. } = verdict;
+        let answer = answer.map(|reply| Reply { body: room.around(reply.body), ..reply });
         Ok(Done { outcome, answer, phases: record.phases })
     }
 
@@ -314,19 +315,23 @@ impl Invocations {
     }
 }
 
-/// Runs the function; the lease keeps the deadline.
+/// Runs the function; the lease keeps the deadline. Its result stays its own until there is memory for it here.
 async fn run_function(
     lease: &mut Lease,
     spec: &DeploymentSpec,
     json: &[u8],
     cap: usize,
-) -> Result<Exit, ExecutionError> {
-    lease.invoke(json, cap).await.map_err(|gone| {
-        let error = Chain(&gone);
-        tracing::warn!(%error, deployment = %spec.deployment, "a sandbox was lost during a call");
-        let message = format!("Function execution failed: {gone}");
+    held: &Bodies,
+) -> Result<(Exit, Room), ExecutionError> {
+    let lost = |error: &(dyn std::error::Error + 'static)| {
+        tracing::warn!(error = %Chain(error), deployment = %spec.deployment, "a sandbox was lost during a call");
+        let message = format!("Function execution failed: {error}");
         ExecutionError { phase: "execution".to_owned(), message, code: Code::NodeLost.word().to_owned() }
-    })
+    };
+    let finished = lease.run(json).await.map_err(|gone| lost(&gone))?;
+    let room = held.wait_for_answer_room(finished.result_bytes(cap)).await.map_err(|full| lost(&full))?;
+    let exit = lease.settle(finished, cap).map_err(|gone| lost(&gone))?;
+    Ok((exit, room))
 }
 
 fn panicked() -> PublicError {

@@ -1,9 +1,10 @@
 //! The node agent: builds archives, keeps sandboxes, runs invocations, and ships their records. [`run`] is the one
 //! place where its parts meet.
 
-use std::fs::File;
+use std::fs::{DirBuilder, File, Permissions};
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -347,13 +348,16 @@ fn unusable<E: Into<Unusable>>(path: PathBuf) -> impl FnOnce(E) -> StartError {
     move |error| StartError::DataDir { path, source: error.into().0 }
 }
 
-/// Opens the part of the data directory that is called `name`.
+/// Opens the part of the data directory that is called `name`. There is code in it, or what calls brought and got: nobody
+/// else of this machine looks into it, also where an earlier version let him.
 fn within<T, E: Into<Unusable>>(
     data_dir: &Path,
     name: &str,
     open: impl FnOnce(&Path) -> Result<T, E>,
 ) -> Result<T, StartError> {
     let path = data_dir.join(name);
+    let closed = make(&path).and_then(|()| std::fs::set_permissions(&path, Permissions::from_mode(0o700)));
+    closed.map_err(unusable(path.clone()))?;
     open(&path).map_err(unusable(path))
 }
 
@@ -375,13 +379,17 @@ impl From<SpoolError> for Unusable {
 /// Makes the data directory ours alone, until the file is closed.
 fn lock(data_dir: &Path) -> Result<File, StartError> {
     let path = data_dir.join("agent.lock");
-    let opened = std::fs::create_dir_all(data_dir)
-        .and_then(|()| File::options().write(true).create(true).truncate(false).open(&path));
+    let opened = make(data_dir).and_then(|()| File::options().write(true).create(true).truncate(false).open(&path));
     let file = opened.map_err(unusable(path))?;
     match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
         Err(_) => Err(StartError::Locked(data_dir.to_owned())),
     }
+}
+
+/// Makes a directory, for this user alone, if there is none.
+fn make(directory: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(directory)
 }
 
 #[cfg(test)]

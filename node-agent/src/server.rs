@@ -182,12 +182,14 @@ impl Servers {
         start.await.map(drop)
     }
 
-    /// The deployment gets no more calls: its server ends after those that are under way.
+    /// The deployment gets no more calls: its server ends after those that are under way, also if it still starts.
     pub(crate) fn retire(&self, deployment: DeploymentId) {
-        let entry = self.lock().get(&deployment).cloned();
-        if let Some(Ok(server)) = entry.as_ref().and_then(|entry| entry.start.peek()) {
-            server.lock().retired = true;
-        }
+        let Some(entry) = self.lock().get(&deployment).cloned() else { return };
+        self.tasks.spawn(async move {
+            if let Ok(server) = entry.start.await {
+                server.lock().retired = true;
+            }
+        });
     }
 
     /// Ends all servers, whatever calls are in them.

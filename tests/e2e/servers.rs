@@ -356,6 +356,28 @@ async fn a_websocket_keeps_its_seat() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_server_that_still_starts_ends_with_its_version() -> Result<()> {
+    let platform = Platform::start(Form::Dev, &[("SANDBOX_BLANKS", "0")]).await?;
+    let user = platform.user().await?;
+    let program = "const server = require('http').createServer((request, answer) => answer.end('1'));\n\
+        setTimeout(() => server.listen(process.env.PORT), 5000);";
+    let manifest = ("dartcloud.toml", "contract = 'http'\naccess = 'public'\n");
+    let version = |program: &str| archive(&[("index.js", program), manifest]);
+    user.deploy("slow", version(program)).await?.expect(201)?;
+    let path = format!("/f/{}/slow", user.handle);
+    let replaced = async {
+        until("a sandbox starts", PATIENCE, async || Ok((!platform.containers()?.is_empty()).then_some(()))).await?;
+        user.deploy("slow", version("// the next one")).await?.expect(200)
+    };
+    let (answer, replaced) = tokio::join!(user.get(&path), replaced);
+    replaced?;
+    let answer = answer?.expect(200)?;
+    ensure!(answer == 1, "{answer}");
+    until("no container is left", PATIENCE, async || Ok((platform.containers()?.is_empty()).then_some(()))).await?;
+    Ok(())
+}
+
+#[tokio::test]
 async fn an_idle_server_gives_its_memory_back() -> Result<()> {
     let settings = [("SANDBOX_MEMORY_MB", "200"), ("SANDBOX_START_SECONDS", "30"), ("SANDBOX_BLANKS", "0")];
     let platform = Platform::start(Form::Dev, &settings).await?;

@@ -2,6 +2,7 @@
 //! name are there; and an agent runs with no more capabilities than its unit leaves it.
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
@@ -142,7 +143,7 @@ fn privileges(unit: &str) -> Result<Vec<String>> {
     let kept = text.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=")).context("no capabilities")?;
     let kept = kept.split(' ').map(|name| name.trim_start_matches("CAP_").to_lowercase());
     let set = kept.fold("-all".to_owned(), |set, name| format!("{set},+{name}"));
-    ensure!(text.contains("\nNoNewPrivileges=yes\n"));
+    ensure!(text.contains("\nNoNewPrivileges=yes\n") && text.contains("\nUMask=0077\n"));
     Ok(vec!["--bounding-set".into(), set, "--no-new-privs".into()])
 }
 
@@ -150,8 +151,9 @@ fn privileges(unit: &str) -> Result<Vec<String>> {
 async fn an_agent_needs_no_more_than_its_unit_leaves_it() -> Result<()> {
     let platform = Platform::start(Form::Gateway, &[]).await?;
     let [ops] = free_ports()?;
-    let mut command = Command::new("setpriv");
-    command.args(["--pdeathsig", "TERM"]).args(privileges("dartcloud-node-agent.service")?);
+    let mut command = Command::new("sh");
+    command.args(["-c", "umask 0077 && exec setpriv \"$@\"", "sh", "--pdeathsig", "TERM"]);
+    command.args(privileges("dartcloud-node-agent.service")?);
     command.arg(program("dartcloud-node-agent")).env("DATA_DIR", platform.data_dir());
     command.env("OPS_ADDR", format!("127.0.0.1:{ops}")).env("SANDBOX_MEMORY_MB", "2048");
     let _agent = Program::spawn(command, &platform.data_dir().join("dartcloud-node-agent.log"))?;
@@ -168,6 +170,9 @@ async fn an_agent_needs_no_more_than_its_unit_leaves_it() -> Result<()> {
     user.invoke("built", json!({"name": "Ada"})).await?.expect(200).with_context(|| platform.log())?;
     let answer = user.invoke("fenced", json!({})).await?.expect(200).with_context(|| platform.log())?;
     ensure!(answer["result"].as_array().is_some_and(|names| names.len() > 1), "no network: {answer}");
+    // Nobody else of the machine reads the code of functions.
+    let builds = std::fs::metadata(platform.data_dir().join("builds"))?;
+    ensure!(builds.permissions().mode() & 0o777 == 0o700, "{builds:?}");
     // What it cannot do it does without, and says so.
     for lack in ["no file system of its own", "are not frozen", "cannot be read"] {
         ensure!(!platform.log().contains(lack), "{}", platform.log());

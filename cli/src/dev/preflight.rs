@@ -1,6 +1,8 @@
 //! What is looked at before anything starts: each finding is a sentence that says the fix.
 
+use std::fs::DirBuilder;
 use std::net::TcpListener;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -15,7 +17,8 @@ const MIN_MEMORY_MB: u64 = 256;
 /// Checks data directory, disk, memory, ports and Engine, in the order in which they cost.
 pub(super) fn check(args: &Args) -> Result<()> {
     let place = &args.shared.place;
-    std::fs::create_dir_all(&place.data_dir).with_context(|| {
+    // Everybody's code will be in it.
+    DirBuilder::new().recursive(true).mode(0o700).create(&place.data_dir).with_context(|| {
         format!("cannot make {}: set DATA_DIR to a directory that can be written", place.data_dir.display())
     })?;
     disk(&place.data_dir)?;

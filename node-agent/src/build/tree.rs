@@ -19,6 +19,20 @@ pub(crate) struct Extent {
     pub(crate) entries: u64,
 }
 
+/// What a file system takes for an entry beside its bytes, at most: what is left of its last block, or its own.
+const BLOCK_BYTES: u64 = 4096;
+/// ext4 is made with one inode for so many bytes.
+const INODE_SHARE_BYTES: u64 = 16 * 1024;
+
+impl Extent {
+    /// What such a tree takes of a disk: its blocks, and never less than the share of the disk that its entries have of
+    /// the inodes. Many small files fill a disk that their bytes would not.
+    pub(crate) fn room(self) -> u64 {
+        let blocks = self.bytes.saturating_add(self.entries.saturating_mul(BLOCK_BYTES));
+        blocks.max(self.entries.saturating_mul(INODE_SHARE_BYTES))
+    }
+}
+
 /// A tree cannot become a build.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Unfit {
@@ -255,6 +269,17 @@ mod tests {
             seen += 1;
         }
         assert_eq!(seen, 6, "one more than may be, and not all");
+    }
+
+    #[test]
+    fn what_a_tree_takes_of_a_disk() {
+        let check = |bytes, entries, expected| assert_eq!(Extent { bytes, entries }.room(), expected);
+        check(0, 0, 0);
+        check(1, 1, 16 * 1024);
+        check(1_000_000, 1, 1_004_096);
+        check(20_000_000, 1000, 20_000_000 + 1000 * 4096);
+        check(300_000, 300_000, 300_000 * 16 * 1024);
+        check(u64::MAX, u64::MAX, u64::MAX);
     }
 
     #[test]

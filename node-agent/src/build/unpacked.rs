@@ -1,7 +1,8 @@
 //! An archive, unpacked where it becomes a build.
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::Read;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use common::archive::{self, Caps};
@@ -57,5 +58,7 @@ impl Builds {
 
 pub(super) fn unpack(archive: impl Read, root: Option<&str>, into: &Path, caps: &Caps) -> Result<(), BuildFailure> {
     std::fs::create_dir(into)?;
+    // Whatever the agent's umask says: a sandbox's user looks into it.
+    std::fs::set_permissions(into, Permissions::from_mode(0o755))?;
     Ok(archive::unpack(archive, root, into, caps)?)
 }

@@ -1,45 +1,53 @@
 //! How much memory the requests take that this node holds: a body as it is read, then the request file that is made
-//! of it, until the call is over. What is small is not counted; its number is bounded by the link's connections.
+//! of it, until the call is over; and, apart from these, the answers, until the link has taken them. So who does not read
+//! his answer keeps nobody's request away. What is small is not counted; its number is bounded by the link's connections.
 
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
-use bytes::Buf as _;
+use bytes::{Buf as _, Bytes};
 use common::error::{Code, PublicError};
 use hyper::body::{Body, Frame};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 
-/// Up to this size, in KiB, a request costs nothing.
+/// Up to this size, in KiB, a request or an answer costs nothing.
 const FREE_KIB: usize = 16;
+/// How long an answer waits for memory, if it lies somewhere meanwhile.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
 
-/// What requests may take together.
+/// What requests may take together, and answers.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub struct BodiesArgs {
-    /// Memory for the requests of all calls that this node reads or runs, in MiB; a call beyond it is answered 503.
+    /// Memory for the requests of all calls that this node reads or runs, in MiB, and as much again for their answers; a
+    /// call beyond it is answered 503, an answer waits.
     #[arg(long, env = "INVOCATION_BODIES_MB", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub invocation_bodies_mb: u32,
 }
 
-/// There is no room for a request now.
+/// There is no room for a request or an answer now.
 #[derive(Debug, thiserror::Error)]
-#[error("the requests that this node holds take all of INVOCATION_BODIES_MB")]
+#[error("the requests, or the answers, that this node holds take all of INVOCATION_BODIES_MB")]
 pub(super) struct NoRoom;
 
 impl NoRoom {
     pub(super) fn public(&self) -> PublicError {
         tracing::warn!("a call was refused: {self}");
-        PublicError::new(Code::NoSandbox, "This node has no memory left for a request of this size; try again")
+        PublicError::new(Code::NoSandbox, "This node has no memory left for a call of this size; try again")
     }
 }
 
-/// The memory of all requests, counted in KiB.
+/// The memory of all requests, and that of all answers, counted in KiB.
 pub(super) struct Bodies {
-    free: Arc<Semaphore>,
+    requests: Arc<Semaphore>,
+    answers: Arc<Semaphore>,
+    /// Of each.
     total: u32,
 }
 
-/// The memory of one request; dropping it gives it back.
+/// The memory of one request or answer; dropping it gives it back.
 pub(super) struct Room {
     free: Arc<Semaphore>,
     total: u32,
@@ -49,19 +57,41 @@ pub(super) struct Room {
 impl Bodies {
     pub(super) fn new(args: BodiesArgs) -> Self {
         let total = args.invocation_bodies_mb * 1024;
-        Self { free: Arc::new(Semaphore::new(total as usize)), total }
+        let memory = || Arc::new(Semaphore::new(total as usize));
+        Self { requests: memory(), answers: memory(), total }
     }
 
     /// Room for a request of which nothing has come yet.
     pub(super) fn room(&self) -> Room {
-        Room { free: Arc::clone(&self.free), total: self.total, permit: None }
+        Room { free: Arc::clone(&self.requests), total: self.total, permit: None }
     }
+
+    /// Room for an answer of which nothing has come yet.
+    pub(super) fn answer_room(&self) -> Room {
+        Room { free: Arc::clone(&self.answers), total: self.total, permit: None }
+    }
+
+    /// Room for an answer of this size, which lies elsewhere until there is some.
+    pub(super) async fn wait_for_answer_room(&self, bytes: usize) -> Result<Room, NoRoom> {
+        let mut room = self.answer_room();
+        let wanted = counted_kib(bytes).min(self.total);
+        if wanted > 0 {
+            let had = timeout(ANSWER_PATIENCE, Arc::clone(&self.answers).acquire_many_owned(wanted)).await;
+            room.permit = Some(had.map_err(|_| NoRoom)?.expect("the semaphore is never closed"));
+        }
+        Ok(room)
+    }
+}
+
+/// How much of a request or an answer is counted.
+fn counted_kib(bytes: usize) -> u32 {
+    u32::try_from((bytes / 1024).saturating_sub(FREE_KIB)).unwrap_or(u32::MAX)
 }
 
 impl Room {
     /// Makes it as large as the request. One that is larger than all there is takes all, and so goes alone.
     pub(super) fn fit(&mut self, bytes: usize) -> Result<(), NoRoom> {
-        let wanted = u32::try_from((bytes / 1024).saturating_sub(FREE_KIB)).unwrap_or(u32::MAX).min(self.total);
+        let wanted = counted_kib(bytes).min(self.total);
         let held = self.permit.as_ref().map_or(0, |permit| u32::try_from(permit.num_permits()).unwrap_or(u32::MAX));
         if wanted > held {
             let more = Arc::clone(&self.free).try_acquire_many_owned(wanted - held).map_err(|_| NoRoom)?;
@@ -75,9 +105,29 @@ impl Room {
         Ok(())
     }
 
+    /// `bytes`, which have the room for as long as anybody has them.
+    pub(super) fn around(self, bytes: Bytes) -> Bytes {
+        match self.permit {
+            Some(permit) => Bytes::from_owner(Roomed { bytes, _permit: permit }),
+            None => bytes,
+        }
+    }
+
     /// `body`, which takes room as it comes.
     pub(super) fn counting<B>(&mut self, body: B) -> Counting<'_, B> {
         Counting { body, room: self, bytes: 0 }
+    }
+}
+
+/// Bytes in their room.
+struct Roomed {
+    bytes: Bytes,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for Roomed {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
     }
 }
 
@@ -122,7 +172,7 @@ where
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
+    use futures_util::FutureExt as _;
     use http_body_util::{BodyExt as _, Full};
 
     use super::*;
@@ -133,8 +183,12 @@ mod tests {
         Bodies::new(BodiesArgs { invocation_bodies_mb: megabytes })
     }
 
-    fn check(bodies: &Bodies, taken_kib: u32) {
-        assert_eq!(bodies.total as usize - bodies.free.available_permits(), taken_kib as usize);
+    fn taken_kib(bodies: &Bodies) -> [usize; 2] {
+        [&bodies.requests, &bodies.answers].map(|free| bodies.total as usize - free.available_permits())
+    }
+
+    fn check(bodies: &Bodies, requests_kib: usize) {
+        assert_eq!(taken_kib(bodies), [requests_kib, 0]);
     }
 
     #[test]
@@ -157,6 +211,34 @@ mod tests {
         small.fit(6 * MIB).unwrap();
         check(&bodies, 1024);
         assert!(bodies.room().fit(MIB / 2).is_err());
+    }
+
+    #[tokio::test]
+    async fn an_answer_has_its_room_until_its_last_byte_is_gone() {
+        let bodies = bodies(1);
+        let check = |expected| assert_eq!(taken_kib(&bodies), [0, expected]);
+        let bytes = || Bytes::from(vec![7; MIB * 3 / 4]);
+        let small = bodies.wait_for_answer_room(FREE_KIB * 1024).await.unwrap();
+        check(0);
+        assert_eq!(small.around(Bytes::from_static(b"x")), "x");
+        let first = bodies.wait_for_answer_room(MIB * 3 / 4).await.unwrap().around(bytes());
+        check(768 - 16);
+        assert_eq!((first.len(), first[0]), (MIB * 3 / 4, 7));
+        let second = bodies.wait_for_answer_room(MIB * 3 / 4);
+        let rest = first.slice(1..);
+        drop(first);
+        check(768 - 16);
+        let (second, ()) = tokio::join!(second, async { drop(rest) });
+        check(768 - 16);
+        // Another one waits, and no request does.
+        assert!(bodies.wait_for_answer_room(MIB * 3 / 4).now_or_never().is_none());
+        bodies.room().fit(MIB).unwrap();
+        drop(second);
+        check(0);
+        // As large as it likes, if it is alone.
+        let whole = bodies.wait_for_answer_room(6 * MIB).await.unwrap();
+        check(1024);
+        drop(whole);
     }
 
     #[tokio::test]

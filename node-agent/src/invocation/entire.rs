@@ -11,7 +11,7 @@ use http::{HeaderValue, Request, Response, request as http_request};
 use http_body_util::{BodyExt as _, Full, Limited};
 use serde_json::value::RawValue;
 
-use super::bodies::Room;
+use super::bodies::{NoRoom, Room};
 use super::story::Story;
 use super::streamed::{Arrival, Refused, fail, fault, mark, pace, refused, send, strip, within};
 use super::trouble::Trouble;
@@ -73,6 +73,7 @@ async fn run(mut story: Story, request: Request<Bytes>, form: Form) -> Result<Re
     story.enter().await.map_err(refused)?;
     let cap = story.invocations().parts.bodies.response_bytes();
     let pace = pace(story.spec());
+    let mut answer_room = story.invocations().held.answer_room();
     let request = request.map(|body| Full::new(body).map_err(|never| match never {}).boxed_unsync());
     let called = async {
         let Some(seat) = story.seat() else { return Err(Trouble::Lost) };
@@ -82,10 +83,14 @@ async fn run(mut story: Story, request: Request<Bytes>, form: Form) -> Result<Re
         }
         let too_large = || Trouble::BadAnswer(format!("it is larger than {} MiB", cap / (1024 * 1024)));
         let (head, body) = response.into_parts();
-        let body = Limited::new(body, cap)
-            .collect()
-            .await
-            .map_err(|error| if error.is::<hyper::Error>() { Trouble::HungUp } else { too_large() })?;
+        // Nobody knows how much is to come, so this one does not wait for memory.
+        let body = Limited::new(answer_room.counting(body), cap).collect().await.map_err(|error| {
+            if let Some(full) = error.downcast_ref::<NoRoom>() {
+                tracing::warn!("an answer was given up: {full}");
+                return Trouble::Lost;
+            }
+            if error.is::<hyper::Error>() { Trouble::HungUp } else { too_large() }
+        })?;
         seat.keep(connection);
         Ok((head, body.to_bytes()))
     };
@@ -102,7 +107,7 @@ async fn run(mut story: Story, request: Request<Bytes>, form: Form) -> Result<Re
             };
             mark(response.headers_mut(), &story.phases());
             story.succeed().await.map_err(|error| (error, None))?;
-            Ok(response)
+            Ok(response.map(|body| answer_room.around(body)))
         }
         Err(trouble) => Err(fail(story, trouble).await),
     }

@@ -61,7 +61,14 @@ pub(super) async fn answer(
             });
             running.await.unwrap_or_else(|_| refuse(&panicked()))
         }
-        Ok(Claim::Repeat(first, answer)) => repeated(first, answer),
+        Ok(Claim::Repeat(first, answer)) => {
+            let mut room = invocations.held.answer_room();
+            match room.fit(answer.as_ref().map_or(0, |answer| answer.body().len())) {
+                Ok(()) => repeated(first, answer).map(|body| room.around(body)),
+                // It can come once more.
+                Err(full) => refuse(&full.public()),
+            }
+        }
         Ok(Claim::Reused) => refuse(&PublicError::new(
             Code::KeyReused,
             "This Idempotency-Key came with another request before: send each request with a key of its own",

@@ -7,6 +7,9 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+/// Most that TCP holds in buffers for the connections of a sandbox, in bytes, where that is not counted as its memory.
+const TCP_BYTES: u64 = 32 * 1024 * 1024;
+
 /// The group of one sandbox.
 #[derive(Debug)]
 pub(crate) struct Group {
@@ -41,13 +44,16 @@ enum Directory {
 }
 
 impl Group {
-    /// The group that the process `pid` is in.
+    /// The group that the process `pid` is in; before anything else runs in it.
     pub(crate) fn of(pid: u32) -> io::Result<Self> {
         let memory = directory(pid, "memory")?;
         let path = memory.file("memory.oom_control", "memory.events");
         let events = File::open(&path).map_err(|error| named(&path, error))?;
         let mut group = Self { memory, events, seen: 0 };
         group.ran_out_of_memory();
+        if let Err(error) = group.memory.limit_tcp() {
+            tracing::warn!(%error, "the buffers of a sandbox's connections are not limited");
+        }
         Ok(group)
     }
 
@@ -124,6 +130,18 @@ impl Directory {
             Self::V1(directory) => directory.join(v1),
             Self::V2(directory) => directory.join(v2),
         }
+    }
+
+    /// Limits the buffers of connections that are made from now on. The first version of control groups counts them
+    /// apart from the memory, and only where they have a limit of their own; the second counts them as memory.
+    fn limit_tcp(&self) -> io::Result<()> {
+        let Self::V1(directory) = self else { return Ok(()) };
+        let limit = directory.join("memory.kmem.tcp.limit_in_bytes");
+        // Not every kernel has it.
+        if !limit.exists() {
+            return Ok(());
+        }
+        std::fs::write(&limit, TCP_BYTES.to_string()).map_err(|error| named(&limit, error))
     }
 }
 
@@ -207,6 +225,20 @@ mod tests {
         check("", V2, "memory", None);
         check("9:memory:/x\n", V2, "memory", None);
         check("nonsense", V1, "memory", None);
+    }
+
+    #[test]
+    fn buffers_are_limited_where_they_are_no_memory() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("memory.kmem.tcp.limit_in_bytes");
+        let check = |group: Directory, expected: Option<&str>| {
+            group.limit_tcp().unwrap();
+            assert_eq!(std::fs::read_to_string(&path).ok().as_deref(), expected);
+        };
+        check(Directory::V1(directory.path().into()), None);
+        std::fs::write(&path, "unlimited").unwrap();
+        check(Directory::V2(directory.path().into()), Some("unlimited"));
+        check(Directory::V1(directory.path().into()), Some("33554432"));
     }
 
     #[test]

@@ -56,13 +56,15 @@ impl Drop for Disk {
     }
 }
 
-/// Takes away the file systems that an earlier agent left under `directory`.
+/// Takes away the file systems that an earlier agent left under `directory`. What is mounted on `directory` itself is the
+/// operator's own disk.
 ///
 /// # Errors
 /// The mounts cannot be read or taken away.
 pub fn release(directory: &Path) -> io::Result<()> {
     let Ok(directory) = directory.canonicalize() else { return Ok(()) };
-    for mounted in mount_points(&fs::read("/proc/self/mountinfo")?, &directory).iter().rev() {
+    let mounted = mount_points(&fs::read("/proc/self/mountinfo")?, &directory);
+    for mounted in mounted.iter().rev().filter(|mounted| **mounted != directory) {
         unmount(mounted, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)?;
     }
     Ok(())

@@ -338,6 +338,7 @@ impl Sandboxes {
                 self.remove(function, memory_mb);
             }
             self.site.sweep().await;
+            self.site.hold_fence().await;
         }
     }
 }

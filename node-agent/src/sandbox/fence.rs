@@ -5,7 +5,7 @@
 use std::fmt::Write as _;
 use std::io;
 use std::net::Ipv4Addr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::ids::NodeId;
 use tokio::sync::Mutex;
@@ -15,23 +15,27 @@ use super::command;
 /// How long a change of the rules may take. iptables itself waits at most half of it for other programs.
 const LIMIT: Duration = Duration::from_secs(10);
 const WAIT_SECONDS: &str = "5";
-/// Link-local addresses, where metadata services are, and those that are private or a provider's.
-const CLOSED: [&str; 5] = ["169.254.0.0/16", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10"];
+/// How often it is looked whether the rules still stand.
+const ROUND: Duration = Duration::from_secs(5);
+/// Link-local addresses, where metadata services are, those that are private or a provider's, and the one address of
+/// Azure's host, which is none of these and gives certificates and settings of the machine to whoever asks.
+const CLOSED: [&str; 6] =
+    ["169.254.0.0/16", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "168.63.129.16/32"];
 
 /// The rules around the bridge of a node's network.
 #[derive(Debug)]
 pub(super) struct Fence {
     bridge: String,
     allowed: Vec<String>,
-    /// Whether this life of the agent has put it up.
-    up: Mutex<bool>,
+    /// When this life of the agent saw it stand last; `None` before it has put it up.
+    seen: Mutex<Option<Instant>>,
 }
 
 impl Fence {
     pub(super) fn new(node: NodeId, allowed: &[String]) -> Self {
         // A device's name has at most 15 bytes, and the end of the id is what differs.
         let id = node.uuid().simple().to_string();
-        Self { bridge: format!("dc{}", &id[id.len() - 12..]), allowed: allowed.to_vec(), up: Mutex::new(false) }
+        Self { bridge: format!("dc{}", &id[id.len() - 12..]), allowed: allowed.to_vec(), seen: Mutex::new(None) }
     }
 
     /// The name that the network's bridge has to have.
@@ -41,22 +45,43 @@ impl Fence {
 
     /// Sees to it that the rules stand: something may have swept them away.
     pub(super) async fn stand(&self) -> io::Result<()> {
-        let mut up = self.up.lock().await;
-        if *up && self.jump("-C").await.is_ok() {
-            return Ok(());
+        let mut seen = self.seen.lock().await;
+        let stands = self.jump("-C").await.is_ok();
+        if seen.is_none() || !stands {
+            self.put_up(stands).await?;
         }
-        // One of an earlier life, if there is one.
-        let _ = self.jump("-D").await;
-        restore(&rules(&self.bridge, &self.allowed)).await?;
-        *up = true;
+        *seen = Some(Instant::now());
         Ok(())
+    }
+
+    /// Looks now and then whether rules that were put up still stand, for those who are behind them; whether they did
+    /// not, and do again.
+    pub(super) async fn hold(&self) -> io::Result<bool> {
+        let mut seen = self.seen.lock().await;
+        if seen.is_none_or(|seen| seen.elapsed() < ROUND) {
+            return Ok(false);
+        }
+        *seen = Some(Instant::now());
+        let stands = self.jump("-C").await.is_ok();
+        if !stands {
+            self.put_up(false).await?;
+        }
+        Ok(!stands)
+    }
+
+    /// Puts the rules up in one step. Where a jump to them was `there`, of an earlier life, there are two for a moment, and
+    /// never none.
+    async fn put_up(&self, there: bool) -> io::Result<()> {
+        restore(&rules(&self.bridge, &self.allowed)).await?;
+        if there { self.jump("-D").await } else { Ok(()) }
     }
 
     /// Takes the rules away, once the network is gone.
     pub(super) async fn fall(&self) -> io::Result<()> {
-        let mut up = self.up.lock().await;
-        if std::mem::take(&mut *up) {
-            self.jump("-D").await?;
+        let mut seen = self.seen.lock().await;
+        if seen.take().is_some() {
+            // There may be several: one that could not be looked for was put up again.
+            while self.jump("-D").await.is_ok() {}
             let chain = format!("*mangle\n-F {0}\n-X {0}\nCOMMIT\n", self.bridge);
             restore(&chain).await?;
         }
@@ -105,6 +130,8 @@ mod tests {
         let at = |part: &str| text.find(part).unwrap_or_else(|| panic!("{text} has no {part}"));
         assert!(at("--dport 53 -j RETURN") < at("-d 10.1.0.0/16 -j RETURN"));
         assert!(at("-d 10.1.0.0/16 -j RETURN") < at("--dst-type LOCAL -j DROP"));
+        // Names are still resolved there.
+        assert!(at("--dport 53 -j RETURN") < at("-d 168.63.129.16/32 -j DROP"));
         assert!(at("-d 169.254.0.0/16 -j DROP") < at("-I PREROUTING 1 -i dc0 -j dc0"));
         assert!(text.ends_with("COMMIT\n"));
     }

@@ -26,6 +26,24 @@ const FORK_SERVER_LEAST_MB: u32 = 48;
 /// Where programs are, in an image that does not say.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+/// A call that is over, but for its result, which still lies where the function wrote it.
+#[derive(Debug)]
+pub(crate) struct Finished {
+    how: How,
+    done: Done,
+    printed: Printed,
+    /// Whether nothing is left of it.
+    clean: bool,
+    result_bytes: usize,
+}
+
+impl Finished {
+    /// How much of the result is read, where at most `cap` bytes may be.
+    pub(crate) fn result_bytes(&self, cap: usize) -> usize {
+        if self.result_bytes > cap { 0 } else { self.result_bytes }
+    }
+}
+
 /// A function in a sandbox.
 #[derive(Debug)]
 pub(crate) struct Function {
@@ -98,8 +116,8 @@ impl Function {
         self.sandbox.remove().await;
     }
 
-    /// One call; with it, whether the sandbox is as it was before.
-    pub(crate) async fn call(&mut self, request: &[u8], result_cap: usize) -> io::Result<(Exit, bool)> {
+    /// One call, up to its result.
+    pub(crate) async fn call(&mut self, request: &[u8]) -> io::Result<Finished> {
         self.sandbox.ice().wake();
         if self.has_spare {
             // What its spare died of since the last call is not this one's doing.
@@ -126,10 +144,17 @@ impl Function {
             Err(_) if out_of_memory => (How::OutOfMemory, NOTHING),
             Err(error) => return Err(error),
         };
-        let result = self.exchange.answer(result_cap)?;
-        self.exchange.clear()?;
+        let result_bytes = self.exchange.answered()?;
         // What used up the memory may be something that outlives processes.
         let clean = done.clean && !out_of_memory;
+        Ok(Finished { how, done, printed, clean, result_bytes })
+    }
+
+    /// Takes the result of a call, if it is at most `cap` bytes; with it, whether the sandbox is as it was before.
+    pub(crate) fn settle(&mut self, finished: Finished, cap: usize) -> io::Result<(Exit, bool)> {
+        let Finished { how, done, printed, clean, result_bytes } = finished;
+        let result = self.exchange.answer(result_bytes, cap)?;
+        self.exchange.clear()?;
         self.sandbox.ice().rest(Keeps::Nothing);
         let exit = Exit {
             how,
@@ -148,7 +173,7 @@ impl Function {
 const NOTHING: Done =
     Done { how: wire::How::Signaled(9), peak_rss_bytes: 0, duration_us: 0, truncated: false, clean: false };
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Printed {
     stdout: Vec<u8>,
     stderr: Vec<u8>,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use common::phases::ColdCause;
 
 use super::Sandboxes;
-use super::function::Function;
+use super::function::{Finished, Function};
 
 mod serving;
 
@@ -116,26 +116,40 @@ impl Lease {
         self.queued
     }
 
-    /// Runs the function once: `request_json` is its `/request.json`, and what it leaves in `/result.json` comes
-    /// back if that is at most `result_cap` bytes. It takes at most the function's time limit and 15 seconds.
+    /// Runs the function once: `request_json` is its `/request.json`. What it leaves in `/result.json` stays there, as the
+    /// function's own memory, until [`Lease::settle`]. It takes at most the function's time limit and 15 seconds.
     ///
     /// # Errors
     /// The sandbox is gone, or the request does not fit into `SANDBOX_EXCHANGE_MB`. The lease is of no more use.
-    pub async fn invoke(&mut self, request_json: &[u8], result_cap: usize) -> Result<Exit, Gone> {
+    pub(crate) async fn run(&mut self, request_json: &[u8]) -> Result<Finished, Gone> {
         let Some(function) = self.function.as_mut().filter(|_| self.sound) else {
             return Err(Gone(io::ErrorKind::NotConnected.into()));
         };
         // Until the end is known: whoever drops this future half-way leaves a sandbox that nobody may use.
         self.sound = false;
         let limit = Duration::from_millis(function.spec.limits.timeout_ms.into()) + REPORT_LIMIT;
-        match tokio::time::timeout(limit, function.call(request_json, result_cap)).await {
-            Ok(Ok((exit, clean))) => {
-                self.sound = clean;
-                Ok(exit)
-            }
-            Ok(Err(error)) => Err(Gone(error)),
+        match tokio::time::timeout(limit, function.call(request_json)).await {
+            Ok(finished) => finished.map_err(Gone),
             Err(_) => Err(Gone(io::ErrorKind::TimedOut.into())),
         }
+    }
+
+    /// How a run ended, and its result, if that is at most `result_cap` bytes. Without this the sandbox is not used again.
+    ///
+    /// # Errors
+    /// The result cannot be read. The lease is of no more use.
+    pub(crate) fn settle(&mut self, finished: Finished, result_cap: usize) -> Result<Exit, Gone> {
+        let Some(function) = self.function.as_mut() else { return Err(Gone(io::ErrorKind::NotConnected.into())) };
+        let (exit, clean) = function.settle(finished, result_cap).map_err(Gone)?;
+        self.sound = clean;
+        Ok(exit)
+    }
+
+    /// Both.
+    #[cfg(test)]
+    pub(crate) async fn invoke(&mut self, request_json: &[u8], result_cap: usize) -> Result<Exit, Gone> {
+        let finished = self.run(request_json).await?;
+        self.settle(finished, result_cap)
     }
 }
 

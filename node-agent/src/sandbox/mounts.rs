@@ -238,9 +238,13 @@ impl Exchange {
         self.request.write_all_at(request, 0)
     }
 
-    /// What the function answered, if that is at most `cap` bytes.
-    pub(crate) fn answer(&self, cap: usize) -> io::Result<ResultFile> {
-        let length = usize::try_from(self.result.metadata()?.len()).unwrap_or(usize::MAX);
+    /// How many bytes the function answered.
+    pub(crate) fn answered(&self) -> io::Result<usize> {
+        Ok(usize::try_from(self.result.metadata()?.len()).unwrap_or(usize::MAX))
+    }
+
+    /// What the function answered, which was so long, if that is at most `cap` bytes.
+    pub(crate) fn answer(&self, length: usize, cap: usize) -> io::Result<ResultFile> {
         if length == 0 {
             return Ok(ResultFile::Empty);
         }

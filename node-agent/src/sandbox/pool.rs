@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use common::ids::DeploymentId;
 
+use super::STARTS_AT_ONCE;
+
 mod room;
 
 pub(crate) use room::Refill;
@@ -364,10 +366,11 @@ impl<S> Share<S> {
     }
 
     /// How many sandboxes to start: one for the first calls, which share it; then, while calls still wait, as many
-    /// again as there are; never more than wait, nor than the function's concurrency.
+    /// again as there are; never more than wait, nor than the function's concurrency, nor than start at once: the others
+    /// would only stand in line before another function's first start.
     fn wanted(&self) -> usize {
         let unserved = self.waiters.len().saturating_sub(self.starting);
-        let doubling = self.live().max(1).saturating_sub(self.starting);
+        let doubling = self.live().clamp(1, STARTS_AT_ONCE).saturating_sub(self.starting);
         let allowed = self.concurrency.saturating_sub(self.live() + self.starting);
         unserved.min(doubling).min(allowed)
     }

@@ -61,6 +61,9 @@ fn starts_grow_by_doubling() {
     check(4, 0, 50, 5, 1);
     check(8, 2, 50, 10, 0);
     check(20, 0, 50, 10, 0);
+    check(20, 0, 50, 100, STARTS_AT_ONCE);
+    check(20, 3, 50, 100, STARTS_AT_ONCE - 3);
+    check(20, STARTS_AT_ONCE, 50, 100, 0);
 }
 
 #[test]

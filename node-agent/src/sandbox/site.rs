@@ -176,6 +176,18 @@ impl Site {
         Ok(Some(self.engine.network(self.node, self.fence.bridge()).await?))
     }
 
+    /// Has the rules around the network stand again where something swept them away.
+    pub(crate) async fn hold_fence(&self) {
+        match self.fence.hold().await {
+            Ok(false) => {}
+            Ok(true) => tracing::warn!("the rules around the sandboxes' network had been swept away, and stand again"),
+            Err(error) => tracing::error!(
+                %error,
+                "the rules around the sandboxes' network are gone and cannot be put up: they may reach this machine"
+            ),
+        }
+    }
+
     /// Takes a directory and a user id.
     pub(crate) fn claim(self: &Arc<Self>) -> Result<Claim, Fault> {
         let id = SandboxId::new();

@@ -93,8 +93,9 @@ async fn a_build_has_limits() {
 async fn a_disk_of_its_own_bounds_what_no_measure_sees() {
     let adjust = |args: &mut SandboxArgs| args.build.build_disk_mb = 16;
     on_node(adjust, async |node| {
-        let work = node.directory.path().join("disk-work");
-        std::fs::create_dir(&work).unwrap();
+        let builds = node.directory.path().join("builds");
+        let work = builds.join("disk-work");
+        std::fs::create_dir_all(&work).unwrap();
         std::fs::write(work.join("input"), "input\n").unwrap();
         let disk = node.sandboxes.disk(&work).await.expect("this machine has mke2fs and loop devices");
         let script = "cat input\n\
@@ -105,9 +106,14 @@ async fn a_disk_of_its_own_bounds_what_no_measure_sees() {
         assert_eq!(std::fs::read_dir(&work).unwrap().count(), 1);
         drop(disk);
         assert!(!work.with_extension("disk").exists());
-        // As a crash would leave it.
+        // As a crash would leave it, on a disk of the operator's own.
+        rustix::mount::mount_bind(&builds, &builds).unwrap();
         std::mem::forget(node.sandboxes.disk(&work).await.unwrap());
-        release(&work).unwrap();
+        release(&builds).unwrap();
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        rustix::mount::unmount(&builds, rustix::mount::UnmountFlags::DETACH).unwrap();
+        let mounted = |path: &Path| mounts.lines().any(|line| line.split(' ').nth(4) == path.to_str());
+        assert!(mounted(&builds) && !mounted(&work), "{mounts}");
     })
     .await;
 }

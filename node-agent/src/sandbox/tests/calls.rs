@@ -163,3 +163,28 @@ async fn a_sandbox_that_died_is_replaced() {
     )
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_result_stays_the_functions_until_it_is_taken() {
+    on_node(
+        |_| {},
+        async |node| {
+            let function = node.function("native");
+            let program = "printf '{\"body\":1}' > /result.json";
+            let mut lease = node.lease(&function).await.unwrap();
+            let finished = lease.run(program.as_bytes()).await.unwrap();
+            assert_eq!((finished.result_bytes(RESULT_CAP), finished.result_bytes(9)), (10, 0));
+            let exit = lease.settle(finished, RESULT_CAP).unwrap();
+            assert_eq!(exit.result, ResultFile::Bytes(b"{\"body\":1}".to_vec()));
+            let finished = lease.run(program.as_bytes()).await.unwrap();
+            assert_eq!(lease.settle(finished, 9).unwrap().result, ResultFile::TooLarge);
+            check(&mut lease, "wc -c < /result.json", How::Exited(0), "0\n").await;
+            // One that nobody took is nobody else's to find.
+            drop(lease.run(program.as_bytes()).await.unwrap());
+            drop(lease);
+            assert_eq!(text(&node.call(&function, "wc -c < /result.json").await.stdout), "0\n");
+            assert_eq!(node.metric("dartcloud_sandbox_starts_total"), 2.0);
+        },
+    )
+    .await;
+}

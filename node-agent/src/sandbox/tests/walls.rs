@@ -75,6 +75,7 @@ def sock(name, *args):
     except OSError as error:
         print(name, errno.errorcode[error.errno])
 call('io_uring_setup', 425, 1, 0)
+call('io_setup', 206, 1, 0)
 call('ptrace', 101, 0, 0, 0, 0)
 call('process_vm_readv', 310, os.getpid(), 0, 0, 0, 0, 0)
 call('unshare', 272, 0x10000000)
@@ -108,6 +109,7 @@ async fn system_calls_that_lead_out_are_refused() {
             let exit = node.call(&function, ATTEMPTS).await;
             let expected: String = [
                 "io_uring_setup",
+                "io_setup ENOSYS",
                 "ptrace",
                 "process_vm_readv",
                 "unshare",
@@ -133,6 +135,41 @@ async fn system_calls_that_lead_out_are_refused() {
             ]
             .map(|line| if line.contains(' ') { format!("{line}\n") } else { format!("{line} EPERM\n") })
             .concat();
+            assert_eq!(text(&exit.stdout), expected, "{}", text(&exit.stderr));
+        },
+    )
+    .await;
+}
+
+/// Fills the buffers of connections that nobody reads, and prints whether they took less than 100 MiB together.
+const BUFFERS: &str = r"
+import socket
+server = socket.create_server(('127.0.0.1', 0))
+server.settimeout(1)
+held, sent = [], 0
+try:
+    for _ in range(200):
+        client = socket.create_connection(server.getsockname(), 1)
+        held += [client, server.accept()[0]]
+        client.setblocking(False)
+        try:
+            while True:
+                sent += client.send(b'x' * 65536)
+        except BlockingIOError:
+            pass
+except OSError:
+    pass
+print(sent < 100 << 20, flush=True)
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_kernels_memory_for_connections_is_limited_too() {
+    on_node(
+        |_| {},
+        async |node| {
+            let exit = node.call(&node.function("python"), BUFFERS).await;
+            // Where it counts as the sandbox's memory, the kernel may have killed for it.
+            let expected = if exit.how == How::OutOfMemory { "" } else { "True\n" };
             assert_eq!(text(&exit.stdout), expected, "{}", text(&exit.stderr));
         },
     )
@@ -244,6 +281,30 @@ async fn this_machine_is_out_of_reach_unless_it_is_allowed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_fence_is_put_up_again_though_nothing_starts() {
+    on_node(
+        |_| {},
+        async |node| {
+            let mut function = node.function("python");
+            function.0.egress = true;
+            node.call(&function, "print(1)").await;
+            let bridge = node.sandboxes.site.fence.bridge();
+            let jump = |action: &str| {
+                let words = ["-w", "-t", "mangle", action, "PREROUTING", "-i", bridge, "-j", bridge];
+                std::process::Command::new("iptables").args(words).output().unwrap().status.success()
+            };
+            assert!(jump("-D"));
+            let since = Instant::now();
+            while !jump("-C") {
+                assert!(since.elapsed() < PATIENCE, "it stays down");
+                tokio::task::yield_now().await;
+            }
+        },
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_engine_made_what_was_asked() {
     on_node(
         |_| {},
@@ -261,6 +322,7 @@ async fn the_engine_made_what_was_asked() {
                 assert!(security[0] == "no-new-privileges" && security[1].starts_with("seccomp={"), "{security:?}");
                 assert_eq!((host.memory, host.memory_swap), (Some(64 << 20), Some(64 << 20)));
                 assert_eq!((host.pids_limit, host.nano_cpus), (Some(128), Some(1_000_000_000)));
+                assert_eq!(host.cpu_shares, Some(64));
                 assert_eq!((host.readonly_rootfs, host.network_mode.as_deref()), (Some(true), Some("none")));
                 assert_eq!(host.log_config.unwrap().typ.as_deref(), Some("none"));
                 assert!(host.binds.unwrap_or_default().is_empty() && host.devices.unwrap_or_default().is_empty());
