@@ -39,6 +39,7 @@ mod receipt;
 pub(crate) mod routes;
 mod seats;
 pub(crate) mod shared_limits;
+pub(crate) mod shares;
 pub(crate) mod stopwatch;
 pub(crate) mod stream;
 pub(crate) mod tls;
@@ -166,10 +167,10 @@ impl Edge {
                 Err(error)
             }
             Ok(Decision::Home) => Ok(Answer::Own(home())),
-            Ok(Decision::Control { .. }) => {
+            Ok(Decision::Control { client, .. }) => {
                 parts.extensions.insert(RequestId(receipt.id));
                 body.allow(self.max_upload_bytes, control_call::UPLOAD_DEADLINE);
-                self.control.answer(parts, body).await.map(Answer::Control)
+                self.control.answer(client, parts, body).await.map(Answer::Control)
             }
             Ok(Decision::Call(call)) => self.call(call, parts, body, receipt).await,
         }
