@@ -250,7 +250,11 @@ impl Edge {
     /// The control API authenticates by itself; here a good token only says whose rate counts.
     fn admit_control(&self, peer: &Peer, parts: &Parts) -> Result<Decision, PublicError> {
         let address = Client::Address(peer.address);
-        let enters = matches!(parts.uri.path(), "/api/auth/register" | "/api/auth/login" | "/api/auth/refresh");
+        // To log out is one, too: it costs the database the same, and asks for no token.
+        let enters = matches!(
+            parts.uri.path(),
+            "/api/auth/register" | "/api/auth/login" | "/api/auth/refresh" | "/api/auth/logout"
+        );
         if enters {
             self.limits.login(address)?;
         }
@@ -326,7 +330,7 @@ impl Edge {
 
 enum Decision {
     Home,
-    /// Whose rate it counts for, and the address of who wants to get in.
+    /// Whose rate it counts for, and the address of who wants to get in or out.
     Control {
         client: Client,
         enters: Option<Client>,
