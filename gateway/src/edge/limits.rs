@@ -23,7 +23,8 @@ pub struct LimitArgs {
     /// Attempts a minute, from one address, to register, to log in, to refresh or to log out.
     #[arg(long, env = "RATE_LIMIT_LOGIN", default_value = "30")]
     pub rate_limit_login: NonZeroU32,
-    /// Room for bodies of calls that are on their way in, over all of them, in MiB; the first 16 KiB of each are free.
+    /// Room for bodies of calls that are on their way in, over all of them, in MiB; the first 16 KiB of each are free. A
+    /// client gets as much of it as it leaves to the others.
     #[arg(long, env = "REQUEST_BUFFER_MB", default_value = "256")]
     pub request_buffer_mb: NonZeroU32,
 }

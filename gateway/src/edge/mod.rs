@@ -286,7 +286,7 @@ impl Edge {
         mut body: ClientBody,
         receipt: &mut Receipt<'_>,
     ) -> Result<Answer, PublicError> {
-        let Call { route, target, form, streaming, once, .. } = call;
+        let Call { route, target, form, streaming, once, client } = call;
         let limit = route.spec.limits.concurrency;
         let busy = || {
             let sentence = format!("the function has {limit} calls under way, which is its limit: try again");
@@ -306,7 +306,7 @@ impl Edge {
             }
             // A node reads the whole body before it does anything, so nothing is lost by reading it here, and whoever
             // sends slowly holds nothing that others need.
-            None => Either::Right(Full::new(self.room.gather(body).await?)),
+            None => Either::Right(Full::new(self.room.gather(client, body).await?)),
         };
         let (slot, limit_here) = match &self.limits.shared {
             None => (None, limit),
