@@ -37,7 +37,7 @@ mod prompt;
 pub(crate) mod proxies;
 mod receipt;
 pub(crate) mod routes;
-mod seats;
+pub(crate) mod seats;
 pub(crate) mod shared_limits;
 pub(crate) mod shares;
 pub(crate) mod stopwatch;

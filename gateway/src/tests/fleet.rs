@@ -24,7 +24,7 @@ use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use store::{Store, StoreArgs};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -32,6 +32,7 @@ use tokio_util::codec::{Framed, LengthDelimitedCodec};
 
 use super::house::{Answer, House, PATIENCE, call, get, post, read};
 use super::node::Node;
+use crate::fleet::node_port::MAX_HANDSHAKES_EACH;
 
 /// A gateway with a node port, and its operator.
 struct Door {
@@ -68,6 +69,10 @@ impl Door {
 
     /// TLS as `member`, or without a certificate.
     async fn shake(&self, member: Option<&Member>) -> Stream {
+        self.shake_over(TcpStream::connect(self.address).await.unwrap(), member).await
+    }
+
+    async fn shake_over(&self, tcp: TcpStream, member: Option<&Member>) -> Stream {
         let authority = self.store.authority().await.unwrap().unwrap().certificate;
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from(authority)).unwrap();
@@ -83,7 +88,6 @@ impl Door {
                 config.with_client_auth_cert(vec![member.certificate.clone()], key.into()).unwrap()
             }
         };
-        let tcp = TcpStream::connect(self.address).await.unwrap();
         let name = ServerName::try_from(GATEWAY_NAME).unwrap();
         TlsConnector::from(Arc::new(config)).connect(name, tcp).await.unwrap()
     }
@@ -220,6 +224,26 @@ async fn only_the_operator_has_nodes() {
     let answer = house.ask(post("/api/nodes/tokens", &operator, "")).await.expect(409, "conflict");
     assert!(answer.text.contains("NODE_ADDR"), "{}", answer.text);
     house.stopped().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_says_nothing_leaves_the_port_to_others() {
+    let door = Door::open().await;
+    let mut silent = Vec::new();
+    for _ in 0..=MAX_HANDSHAKES_EACH {
+        silent.push(TcpStream::connect(door.address).await.unwrap());
+    }
+    door.house.until_metric("dartcloud_gateway_links_refused_total 1").await;
+    let elsewhere = TcpSocket::new_v4().unwrap();
+    elsewhere.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+    let stream = elsewhere.connect(door.address).await.unwrap();
+    let _stranger = timeout(PATIENCE, door.shake_over(stream, None)).await.unwrap();
+    // All seats come back.
+    drop(silent);
+    let refused = MAX_HANDSHAKES_EACH + 1;
+    door.house.until_metric(&format!("dartcloud_gateway_links_refused_total {refused}")).await;
+    timeout(PATIENCE, door.shake(None)).await.unwrap();
+    door.house.stopped().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
