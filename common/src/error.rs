@@ -95,7 +95,7 @@ codes! {
     UnsupportedMediaType = "unsupported_media_type", 415, Client;
     /// A head over its limit.
     HeadersTooLarge = "headers_too_large", 431, Client;
-    /// Over the client's rate.
+    /// Over the client's rate, or its share of the API's calls under way.
     RateLimited = "rate_limited", 429, Client;
     /// Over the function's concurrency.
     ConcurrencyLimited = "concurrency_limited", 429, Client;

@@ -211,8 +211,7 @@ impl Gateway {
 }
 
 fn body_room(limits: &LimitArgs, max_request_bytes: u64, metrics: &Metrics) -> BodyRoom {
-    // A single body always fits.
-    BodyRoom::new(limits.request_buffer_bytes().max(max_request_bytes), metrics.request_buffer.clone())
+    BodyRoom::new(limits.request_buffer_bytes(), max_request_bytes, metrics.request_buffer.clone())
 }
 
 fn control_runtime() -> Result<Runtime, StartError> {

@@ -111,7 +111,7 @@ impl Metrics {
             IntGauge::new("dartcloud_gateway_request_buffer_bytes", "Bodies of calls that are gathered at the edge")?;
         let links_refused = IntCounter::new(
             "dartcloud_gateway_links_refused_total",
-            "Link connections that were turned away: strangers, removed nodes, other versions, silence",
+            "Link connections that were turned away: strangers, removed nodes, other versions, silence, crowds",
         )?;
         let behind = Gauge::new(
             "dartcloud_gateway_behind_seconds",

@@ -27,9 +27,9 @@ use super::lanes::Lanes;
 use super::plan::Plan;
 use super::release::{Release, Released};
 use super::request::Origin;
-use super::shares::{Share, Shares};
 use super::sse;
 use super::upload::{self, Upload};
+use crate::edge::shares::{Share, Shares};
 
 /// Deploys from the first byte of an upload to the answer, waiting ones included.
 const MAX_DEPLOYS: usize = 64;
@@ -41,7 +41,7 @@ const CHECKS: usize = 2;
 /// How many deploys may be at each step, and how they ended.
 pub(crate) struct Deploys {
     all: Arc<Semaphore>,
-    shares: Arc<Shares>,
+    shares: Arc<Shares<UserId>>,
     checking: Semaphore,
     /// A permit is a build.
     pub(crate) building: Semaphore,
@@ -94,7 +94,7 @@ impl Deploys {
 /// The right to one deploy.
 struct Ticket {
     _permit: OwnedSemaphorePermit,
-    _share: Share,
+    _share: Share<UserId>,
 }
 
 /// The handler. All that is wrong with the request itself is an ordinary error answer; what comes after is the answer

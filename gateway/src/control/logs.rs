@@ -24,8 +24,8 @@ use super::caller::Caller;
 use super::error::Failure;
 use super::functions::owned;
 use super::request::{Key, Parameters};
-use super::shares::{Share, Shares};
 use super::sse;
+use crate::edge::shares::{Share, Shares};
 
 /// Pages that are read at once; each may have 2 MiB, and as much again as an answer.
 pub(crate) const MAX_LOG_READS: usize = 4;
@@ -102,7 +102,7 @@ struct Page {
 /// The room that followers share.
 pub(crate) struct Followers {
     room: Arc<Semaphore>,
-    shares: Arc<Shares>,
+    shares: Arc<Shares<UserId>>,
     gauge: IntGauge,
 }
 
@@ -127,7 +127,7 @@ impl Followers {
 struct Seat {
     gauge: IntGauge,
     _permit: OwnedSemaphorePermit,
-    _share: Share,
+    _share: Share<UserId>,
 }
 
 impl Drop for Seat {

@@ -42,7 +42,6 @@ mod passwords;
 mod plan;
 mod release;
 mod request;
-mod shares;
 mod sse;
 mod sweep;
 #[cfg(test)]

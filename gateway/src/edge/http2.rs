@@ -27,7 +27,8 @@ use tokio_util::task::TaskTracker;
 use super::body::{AnswerBody, AnswerError};
 use super::gate::{MAX_HEAD_BYTES, MAX_HEADER_LINES, MAX_TARGET_BYTES};
 use super::listener::{Farewell, HEAD_DEADLINE, STALL};
-use super::{Edge, Peer};
+use super::Edge;
+use super::peer::Peer;
 
 /// Most requests at once on a connection.
 const MAX_STREAMS: u32 = 128;

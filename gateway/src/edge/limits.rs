@@ -20,10 +20,11 @@ pub struct LimitArgs {
     /// Requests a second of one client, with bursts of twice as many.
     #[arg(long, env = "RATE_LIMIT_PER_CLIENT", default_value = "1000")]
     pub rate_limit_per_client: NonZeroU32,
-    /// Attempts a minute, from one address, to register, to log in or to refresh.
+    /// Attempts a minute, from one address, to register, to log in, to refresh or to log out.
     #[arg(long, env = "RATE_LIMIT_LOGIN", default_value = "30")]
     pub rate_limit_login: NonZeroU32,
-    /// Room for bodies of calls that are on their way in, over all of them, in MiB; the first 16 KiB of each are free.
+    /// Room for bodies of calls that are on their way in, over all of them, in MiB; the first 16 KiB of each are free. A
+    /// client gets as much of it as it leaves to the others.
     #[arg(long, env = "REQUEST_BUFFER_MB", default_value = "256")]
     pub request_buffer_mb: NonZeroU32,
 }
@@ -96,7 +97,7 @@ impl Limits {
         self.clients.check(client).map_err(rate_limited)
     }
 
-    /// Counts an attempt of `client`, an address, to register, log in or refresh.
+    /// Counts an attempt of `client`, an address, to register, log in, refresh or log out.
     ///
     /// # Errors
     /// The address is over its rate.

@@ -35,9 +35,10 @@ use tokio_util::task::TaskTracker;
 use super::gate::{MAX_HEAD_BYTES, MAX_HEADER_LINES};
 use super::prompt::Prompt;
 use super::proxies::Proxies;
-use super::seats::{Seats, raise_descriptors};
+use super::seats::{Seated, Seats, raise_descriptors};
 use super::tls::{self, Tls, TlsArgs};
-use super::{Edge, Peer, http2};
+use super::peer::Peer;
+use super::{Edge, http2};
 use crate::metrics::Metrics;
 
 /// How long a client has for the whole head of a request, and how long a connection may be silent between two.

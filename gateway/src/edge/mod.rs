@@ -1,6 +1,5 @@
 //! The edge: what every request meets on its way in. [`Edge::steps`] is the list.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -12,11 +11,10 @@ use common::protocol::{FORM_ENVELOPE, FORM_HTTP};
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, Version};
+use http::{HeaderValue, Method, Request, Response, Uri, Version};
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
-use tokio::sync::Notify;
 use tokio_util::task::TaskTracker;
 
 use crate::fleet::Fleet;
@@ -32,13 +30,15 @@ pub(crate) mod identity;
 pub(crate) mod limits;
 pub(crate) mod listener;
 mod once;
+pub(crate) mod peer;
 pub mod placement;
 mod prompt;
 pub(crate) mod proxies;
 mod receipt;
 pub(crate) mod routes;
-mod seats;
+pub(crate) mod seats;
 pub(crate) mod shared_limits;
+pub(crate) mod shares;
 pub(crate) mod stopwatch;
 pub(crate) mod stream;
 pub(crate) mod tls;
@@ -50,10 +50,9 @@ use control_call::ControlCalls;
 use forward::Invocation;
 use identity::{Denied, Identity};
 use limits::{Client, Limits};
-use proxies::Proxies;
+use peer::Peer;
 use receipt::{Answer, Receipt};
 use routes::{Route, Routes, Target};
-use seats::Seated;
 use stream::Streaming;
 
 /// The id of the request, in the extensions of every request of the control API.
@@ -80,37 +79,6 @@ pub(crate) struct Edge {
     pub(crate) draining: AtomicBool,
     /// Set before that, if a successor has its place: then nobody who is silent is hurried.
     pub(crate) to_successor: Arc<AtomicBool>,
-}
-
-/// Who is at the other end of a connection, or behind the proxy that is.
-#[derive(Clone)]
-pub(crate) struct Peer {
-    address: IpAddr,
-    address_text: HeaderValue,
-    /// `http` or `https`.
-    scheme: &'static str,
-    /// Set where it is a proxy that is believed.
-    proxies: Option<Arc<Proxies>>,
-    /// Closes the connection, whatever it stands at; of HTTP/2, the stream.
-    pub(crate) cut: Arc<Notify>,
-    /// What it holds as long as it is there.
-    seated: Option<Arc<Seated>>,
-}
-
-impl Peer {
-    pub(crate) fn new(address: IpAddr, scheme: &'static str, proxies: Option<Arc<Proxies>>) -> Self {
-        let address = address.to_canonical();
-        let address_text = HeaderValue::try_from(address.to_string()).expect("an address is a valid header value");
-        Self { address, address_text, scheme, proxies, cut: Arc::default(), seated: None }
-    }
-
-    /// The client for whom a proxy sends a request with these headers.
-    fn behind(&self, headers: &HeaderMap) -> Option<Self> {
-        let proxies = self.proxies.as_ref()?;
-        let (client, scheme) = (proxies.client(self.address, headers), proxies::scheme(headers));
-        let (cut, seated) = (self.cut.clone(), self.seated.clone());
-        Some(Self { cut, seated, ..Self::new(client, scheme.unwrap_or(self.scheme), None) })
-    }
 }
 
 /// A function, and how it is called.
@@ -170,10 +138,10 @@ impl Edge {
                 Err(error)
             }
             Ok(Decision::Home) => Ok(Answer::Own(home())),
-            Ok(Decision::Control { .. }) => {
+            Ok(Decision::Control { client, .. }) => {
                 parts.extensions.insert(RequestId(receipt.id));
                 body.allow(self.max_upload_bytes, control_call::UPLOAD_DEADLINE);
-                self.control.answer(parts, body).await.map(Answer::Control)
+                self.control.answer(client, parts, body).await.map(Answer::Control)
             }
             Ok(Decision::Call(call)) => self.call(call, parts, body, receipt).await,
         }
@@ -256,7 +224,11 @@ impl Edge {
     /// The control API authenticates by itself; here a good token only says whose rate counts.
     fn admit_control(&self, peer: &Peer, parts: &Parts) -> Result<Decision, PublicError> {
         let address = Client::Address(peer.address);
-        let enters = matches!(parts.uri.path(), "/api/auth/register" | "/api/auth/login" | "/api/auth/refresh");
+        // To log out is one, too: it costs the database the same, and asks for no token.
+        let enters = matches!(
+            parts.uri.path(),
+            "/api/auth/register" | "/api/auth/login" | "/api/auth/refresh" | "/api/auth/logout"
+        );
         if enters {
             self.limits.login(address)?;
         }
@@ -288,7 +260,7 @@ impl Edge {
         mut body: ClientBody,
         receipt: &mut Receipt<'_>,
     ) -> Result<Answer, PublicError> {
-        let Call { route, target, form, streaming, once, .. } = call;
+        let Call { route, target, form, streaming, once, client } = call;
         let limit = route.spec.limits.concurrency;
         let busy = || {
             let sentence = format!("the function has {limit} calls under way, which is its limit: try again");
@@ -308,7 +280,7 @@ impl Edge {
             }
             // A node reads the whole body before it does anything, so nothing is lost by reading it here, and whoever
             // sends slowly holds nothing that others need.
-            None => Either::Right(Full::new(self.room.gather(body).await?)),
+            None => Either::Right(Full::new(self.room.gather(client, body).await?)),
         };
         let (slot, limit_here) = match &self.limits.shared {
             None => (None, limit),
@@ -332,7 +304,7 @@ impl Edge {
 
 enum Decision {
     Home,
-    /// Whose rate it counts for, and the address of who wants to get in.
+    /// Whose rate it counts for, and the address of who wants to get in or out.
     Control {
         client: Client,
         enters: Option<Client>,

@@ -1,4 +1,4 @@
-//! Seats for public connections: so many in all, and so many of one address. Who finds none is told so and leaves.
+//! Seats for connections: so many in all, and so many of one address. Who finds none at the public port is told so.
 
 use std::collections::HashMap;
 use std::net::IpAddr;

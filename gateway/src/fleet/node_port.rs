@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use common::conduit::{Conduit, Socket};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -17,13 +16,18 @@ use tokio_util::task::TaskTracker;
 use super::authority::{Authority, AuthorityError, node_of};
 use super::config::NodePortArgs;
 use super::reception::{Dialler, Reception, Turned};
+use crate::edge::seats::Seats;
 use crate::hand_over::bound_at;
 
 /// How long a handshake may take.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
 
-/// Most connections that have not shown a certificate yet: whoever opens more waits until others have.
-const MAX_HANDSHAKES: usize = 256;
+/// Most connections that have not shown a certificate yet. One beyond that is closed at once, and an agent dials again.
+const MAX_HANDSHAKES: u32 = 1024;
+
+/// Those of one address, so that a stranger who says nothing leaves seats for others. A fleet that comes back from behind
+/// one address needs no more: a node gives its seat back within milliseconds, and dials again if it got none.
+pub(crate) const MAX_HANDSHAKES_EACH: u32 = 256;
 
 /// How long the door waits after a failed accept: out of descriptors, most likely.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -89,7 +93,7 @@ impl NodePort {
             Err(error) => return tracing::error!(%error, "the node port cannot be watched"),
         };
         let (tasks, mut has_successor) = (TaskTracker::new(), reception.has_successor());
-        let room = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+        let seats = Arc::new(Seats::new(MAX_HANDSHAKES, MAX_HANDSHAKES_EACH));
         loop {
             let accepts = !*has_successor.borrow_and_update();
             let accepted = tokio::select! {
@@ -97,18 +101,19 @@ impl NodePort {
                 biased;
                 () = stop.cancelled() => break,
                 Ok(()) = has_successor.changed() => continue,
-                accepted = async {
-                    let place = room.clone().acquire_owned().await.expect("the semaphore is never closed");
-                    (place, listener.accept().await)
-                }, if accepts => accepted,
+                accepted = listener.accept(), if accepts => accepted,
             };
-            let (place, stream) = match accepted {
-                (place, Ok((stream, _))) => (place, stream),
-                (_, Err(error)) => {
+            let (stream, peer) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
                     tracing::warn!(%error, "no node connection can be accepted");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                     continue;
                 }
+            };
+            let Some(seat) = seats.take(peer.ip(), false) else {
+                reception.turn_away(&Turned::Crowded);
+                continue;
             };
             let (tls, reception, stop) = (self.tls.clone(), reception.clone(), stop.clone());
             tasks.spawn(async move {
@@ -117,9 +122,9 @@ impl NodePort {
                     () = stop.cancelled() => return,
                 };
                 match shaken {
-                    // Whoever has shown a certificate makes room for the next; a stranger keeps his place.
+                    // Whoever has shown a certificate makes room for the next; a stranger keeps his seat.
                     Ok((stream, dialler @ Dialler::Node(_))) => {
-                        drop(place);
+                        drop(seat);
                         reception.receive(stream, dialler, stop).await;
                     }
                     Ok((stream, dialler)) => reception.receive(stream, dialler, stop).await,

@@ -46,6 +46,8 @@ pub(crate) struct Reception {
 /// Why a connection was turned away.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Turned {
+    #[error("too many connections have shown no certificate yet, in all or from its address")]
+    Crowded,
     #[error("no TLS handshake in time")]
     NoHandshake,
     #[error("the TLS handshake failed")]
@@ -117,6 +119,11 @@ impl Reception {
         match turned {
             // Somebody looked whether we are there.
             Turned::Broken(error) => tracing::debug!(%error, "a link connection broke off"),
+            // As many as somebody likes: they are counted, and fill no log.
+            Turned::Crowded => {
+                self.fleet.0.metrics.links_refused.inc();
+                tracing::debug!(error = %turned, "a link connection was turned away");
+            }
             error => {
                 self.fleet.0.metrics.links_refused.inc();
                 tracing::warn!(error = %Chain(error), "a link connection was turned away");

@@ -140,10 +140,61 @@ async fn archives_that_are_too_large() {
     let mut waiting = upload(&token, body);
     waiting.headers_mut().insert(EXPECT, "100-continue".parse().unwrap());
     api.check(waiting, 413, "too_large").await;
-    // Past the form as a whole, in a field that is read to its end before it is looked at.
-    let padded = [b"preamble".repeat(MIB / 4), form(&[("name", b"a")])].concat();
-    api.check(upload(&token, in_pieces(padded, 64 * 1024)), 413, "too_large").await;
     nothing_is_left(&api, &token).await;
+}
+
+/// What the parser keeps until it has found an end is small, however it comes.
+#[tokio::test]
+async fn heads_that_are_too_long() {
+    let api = Api::start().await;
+    let (_, token) = api.user("ada@example.com").await;
+    let long = "x".repeat(MIB / 4);
+    let preamble = [long.as_bytes(), &form(&[("name", b"a")])].concat();
+    let endless = format!("--{BOUNDARY}\r\nContent-Disposition: form-data; name=\"{long}");
+    let mut second = form(&[("name", b"a")]);
+    second.truncate(second.len() - b"--\r\n".len());
+    second.extend_from_slice(format!("\r\nX-Long: {long}").as_bytes());
+    for body in [preamble, endless.into_bytes(), second] {
+        for size in [1000, 64 * 1024, body.len()] {
+            let answer = api.check(upload(&token, in_pieces(body.clone(), size)), 413, "over 16 KiB").await;
+            assert_eq!(answer.json()["code"], "too_large");
+        }
+    }
+    nothing_is_left(&api, &token).await;
+}
+
+/// A sound form is one however it is cut: it comes as far as the node that is not there.
+#[tokio::test]
+async fn forms_in_frames_of_any_size() {
+    let api = Api::start().await;
+    let (_, token) = api.user("ada@example.com").await;
+    let mut seed = 1_u32;
+    let mut digit = || {
+        seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        char::from(b'!' + (seed >> 26) as u8)
+    };
+    // Too much for one frame, and for a compressor.
+    let noise: String = (0..400_000).map(|_| digit()).collect();
+    let large = archive(&[("main.py", "print('hello')"), ("noise", noise.as_str())]);
+    assert!(large.len() > 4 * 64 * 1024 && large.len() < MAX_ARCHIVE_MB as usize * MIB, "{}", large.len());
+    let check = async |archive: &[u8], pieces: &dyn Fn(Vec<u8>) -> Body| {
+        let body = form(&[("name", b"a"), ("archive", archive), ("settings", b"{}")]);
+        api.check(upload(&token, pieces(body)), 503, "no node").await;
+    };
+    check(&python(), &|body| in_pieces(body, 1)).await;
+    for size in [100, 8 * 1024, 64 * 1024, 100 * 1024, usize::MAX] {
+        check(&large, &|body| in_pieces(body, size)).await;
+    }
+    // A first frame that ends within the first boundary, and all the rest in the second.
+    for first in [1, 5, 20, 200] {
+        let in_two = |body: Vec<u8>| {
+            let (head, rest) = body.split_at(first);
+            let pieces = [head.to_vec(), rest.to_vec()].map(Ok::<_, std::io::Error>);
+            Body::from_stream(futures_util::stream::iter(pieces))
+        };
+        check(&large, &in_two).await;
+    }
+    assert_eq!(api.files("incoming"), 0);
 }
 
 #[tokio::test]

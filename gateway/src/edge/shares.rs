@@ -1,31 +1,30 @@
-//! What each user has of something that all share, so that no one has all of it.
+//! What each one has of something that all share, be it a user or a client, so that nobody has all of it.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use common::ids::UserId;
-
 /// Everybody's shares of one thing.
-pub(crate) struct Shares {
-    /// Most of one user.
+pub(crate) struct Shares<K> {
+    /// Most of one of them.
     most: u32,
-    taken: Mutex<HashMap<UserId, u32>>,
+    taken: Mutex<HashMap<K, u32>>,
 }
 
 /// One of them; given back when it is dropped.
-pub(crate) struct Share {
-    shares: Arc<Shares>,
-    owner: UserId,
+pub(crate) struct Share<K: Copy + Eq + Hash> {
+    shares: Arc<Shares<K>>,
+    owner: K,
 }
 
-impl Shares {
-    /// At most `most` for each user.
+impl<K: Copy + Eq + Hash> Shares<K> {
+    /// At most `most` for each.
     pub(crate) fn new(most: u32) -> Arc<Self> {
         Arc::new(Self { most, taken: Mutex::default() })
     }
 
     /// One more for `owner`, unless he has all that are his.
-    pub(crate) fn take(self: &Arc<Self>, owner: UserId) -> Option<Share> {
+    pub(crate) fn take(self: &Arc<Self>, owner: K) -> Option<Share<K>> {
         let mut taken = self.lock();
         let of_owner = taken.entry(owner).or_default();
         if *of_owner >= self.most {
@@ -35,12 +34,12 @@ impl Shares {
         Some(Share { shares: Arc::clone(self), owner })
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<UserId, u32>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<K, u32>> {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for Share {
+impl<K: Copy + Eq + Hash> Drop for Share<K> {
     fn drop(&mut self) {
         let mut taken = self.shares.lock();
         let Some(of_owner) = taken.get_mut(&self.owner) else { return };
@@ -53,6 +52,8 @@ impl Drop for Share {
 
 #[cfg(test)]
 mod tests {
+    use common::ids::UserId;
+
     use super::*;
 
     #[test]
