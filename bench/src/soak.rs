@@ -33,6 +33,9 @@ const SETTLES: usize = 3;
 /// quarter of an hour to the next, up and down.
 const FLAT: f64 = 1.10;
 
+/// Threads for what blocks come and go, one or two at a time.
+const POOL_THREADS: f64 = 2.0;
+
 /// How long the token of the calls is good: the longest that there is.
 const TOKEN_SECONDS: &str = "86400";
 
@@ -95,7 +98,7 @@ struct Outcome {
     records: usize,
     records_of_success: usize,
     /// The last quarter over the first.
-    growth: Vec<(String, f64)>,
+    growth: Vec<Growth>,
     held: bool,
 }
 
@@ -123,7 +126,7 @@ pub(crate) fn soak(arguments: Arguments, stage: &Stage, results: &std::path::Pat
     let held = failed == 0
         && records == answered
         && records_of_success == answered
-        && growth.iter().all(|(_, ratio)| *ratio <= FLAT);
+        && growth.iter().all(|growth| growth.is_flat);
     let outcome = Outcome {
         started_at: started_at.to_rfc3339_opts(SecondsFormat::Secs, true),
         minutes,
@@ -210,8 +213,17 @@ fn line(number: u32, minute: &Minute) -> String {
     format!("{number:4} min: {:.0} calls/s; {times}; gateway {gateway}; agent {agent}{failed}", minute.per_second)
 }
 
+/// A measure in the first and in the last quarter of the minutes.
+#[derive(Debug, Serialize)]
+struct Growth {
+    what: &'static str,
+    first: f64,
+    last: f64,
+    is_flat: bool,
+}
+
 /// How the last quarter of the minutes compares with the first, once all has settled; nothing if there are too few.
-fn growth(minutes: &[Minute]) -> Vec<(String, f64)> {
+fn growth(minutes: &[Minute]) -> Vec<Growth> {
     let settled = minutes.get(SETTLES..).unwrap_or_default();
     let quarter = settled.len() / 4;
     if quarter == 0 {
@@ -219,19 +231,19 @@ fn growth(minutes: &[Minute]) -> Vec<(String, f64)> {
     }
     let (first, last) = (&settled[..quarter], &settled[settled.len() - quarter..]);
     type Of = fn(&Minute) -> f64;
-    let measures: [(&str, Of); 6] = [
-        ("gateway's memory", |minute| minute.gateway.resident_mb),
-        ("gateway's descriptors", |minute| minute.gateway.descriptors as f64),
-        ("gateway's threads", |minute| minute.gateway.threads as f64),
-        ("agent's memory", |minute| minute.agent.resident_mb),
-        ("agent's descriptors", |minute| minute.agent.descriptors as f64),
-        ("agent's threads", |minute| minute.agent.threads as f64),
+    let measures: [(&str, Of, f64); 6] = [
+        ("gateway's MB", |minute| minute.gateway.resident_mb, 0.0),
+        ("gateway's descriptors", |minute| minute.gateway.descriptors as f64, 0.0),
+        ("gateway's threads", |minute| minute.gateway.threads as f64, POOL_THREADS),
+        ("agent's MB", |minute| minute.agent.resident_mb, 0.0),
+        ("agent's descriptors", |minute| minute.agent.descriptors as f64, 0.0),
+        ("agent's threads", |minute| minute.agent.threads as f64, POOL_THREADS),
     ];
-    let ratio = |of: Of| {
+    let compared = |(what, of, slack): (&'static str, Of, f64)| {
         let [first, last] = [first, last].map(|part| median(&part.iter().map(of).collect::<Vec<_>>()));
-        if first > 0.0 { last / first } else { 1.0 }
+        Growth { what, first, last, is_flat: last <= (first * FLAT).max(first + slack) }
     };
-    measures.into_iter().map(|(name, of)| (name.to_owned(), ratio(of))).collect()
+    measures.into_iter().map(compared).collect()
 }
 
 /// All records, and those of calls that went well, once they are as many as were answered or time is up. Counted by
@@ -262,7 +274,8 @@ fn summary(outcome: &Outcome) -> String {
             outcome.answered, outcome.failed, outcome.records
         );
     }
-    let all: Vec<String> = outcome.growth.iter().map(|(name, ratio)| format!("{name} {ratio:.3}×")).collect();
+    let all = outcome.growth.iter().map(|growth| format!("{} {:.1} → {:.1}", growth.what, growth.first, growth.last));
+    let all: Vec<String> = all.collect();
     format!(
         "{} answered, {} failed, {} records, {} of them of a success\nlast quarter over the first: {}\n{}",
         outcome.answered,
