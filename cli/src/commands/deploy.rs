@@ -50,7 +50,12 @@ const TABLES: [&str; 2] = ["env", "node_selector"];
 fn setting(text: &str) -> Result<(String, Value), String> {
     let (key, value) = text.split_once('=').ok_or("a setting is key=value")?;
     let value = match key {
-        "timeout_ms" | "idle_timeout_ms" | "memory_mb" | "concurrency" | "min_warm" | "egress"
+        "timeout_ms"
+        | "idle_timeout_ms"
+        | "memory_mb"
+        | "concurrency"
+        | "min_warm"
+        | "egress"
         | "stale_while_cold_ms" => serde_json::from_str(value).unwrap_or_else(|_| Value::String(value.to_owned())),
         _ => Value::String(value.to_owned()),
     };
@@ -215,10 +220,11 @@ mod tests {
 
     #[test]
     fn settings_are_typed() {
-        let set: Vec<_> = ["timeout_ms=100", "idle_timeout_ms=7", "egress=true", "access=public", "env.A=1", "env.B=x=y"]
-            .into_iter()
-            .map(|text| setting(text).unwrap())
-            .collect();
+        let set: Vec<_> =
+            ["timeout_ms=100", "idle_timeout_ms=7", "egress=true", "access=public", "env.A=1", "env.B=x=y"]
+                .into_iter()
+                .map(|text| setting(text).unwrap())
+                .collect();
         assert_eq!(
             settings(&set),
             json!({

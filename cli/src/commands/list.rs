@@ -40,8 +40,8 @@ struct Function {
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let mut client = Client::new(args.server)?;
     let page = args.after.as_ref().map_or_else(String::new, |name| format!("?after={name}"));
-    let list = client.call(Method::GET, &format!("api/functions{page}"));
-    let answer = progress::shown(|| "waiting for the server", list).await?;
+    let path = format!("api/functions{page}");
+    let answer = progress::shown(|| "waiting for the server", client.call(Method::GET, &path)).await?;
     if args.json {
         return Ok(output::line(answer)?);
     }

@@ -86,7 +86,7 @@ pub(crate) struct State {
     gateway: GatewayId,
     store: Arc<dyn Store>,
     artifacts: Artifacts,
-    runtimes: Arc<Runtimes>,
+    pub(crate) runtimes: Arc<Runtimes>,
     ceilings: Ceilings,
     caps: Caps,
     identity: Arc<Identity>,

@@ -142,8 +142,10 @@ impl ClientBody {
             Time::Call(pace) => (pace.end(), None),
         };
         let next = |end: Instant, progress: Instant| idle.map_or(end, |idle| end.min(progress + idle));
-        let clock = self.clock.get_or_insert_with(|| {
-            Clock { sleep: Box::pin(tokio::time::sleep_until(next(end, now))), progress: now, end }
+        let clock = self.clock.get_or_insert_with(|| Clock {
+            sleep: Box::pin(tokio::time::sleep_until(next(end, now))),
+            progress: now,
+            end,
         });
         loop {
             ready!(clock.sleep.as_mut().poll(cx));

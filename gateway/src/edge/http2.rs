@@ -24,10 +24,10 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, Sleep, sleep};
 use tokio_util::task::TaskTracker;
 
+use super::Edge;
 use super::body::{AnswerBody, AnswerError};
 use super::gate::{MAX_HEAD_BYTES, MAX_HEADER_LINES, MAX_TARGET_BYTES};
 use super::listener::{Farewell, HEAD_DEADLINE, STALL};
-use super::Edge;
 use super::peer::Peer;
 
 /// Most requests at once on a connection.

@@ -33,13 +33,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::gate::{MAX_HEAD_BYTES, MAX_HEADER_LINES};
+use super::peer::Peer;
 use super::prompt::Prompt;
 use super::proxies::Proxies;
 use super::seats::{Seated, Seats, raise_descriptors};
 use super::tls::{self, Tls, TlsArgs};
-use super::peer::Peer;
 use super::{Edge, http2};
-use crate::metrics::Metrics;
 
 /// How long a client has for the whole head of a request, and how long a connection may be silent between two.
 pub(crate) const HEAD_DEADLINE: Duration = Duration::from_secs(10);

@@ -191,9 +191,8 @@ fn is_of_the_origin(name: &HeaderName) -> bool {
 
 /// Removes what is ours, what ends at the link, and what is nobody's alone.
 fn strip(headers: &mut HeaderMap) {
-    let ours = |name: &HeaderName| {
-        name.as_str().starts_with(OWN_HEADER_PREFIX) || ends_here(name) || is_of_the_origin(name)
-    };
+    let ours =
+        |name: &HeaderName| name.as_str().starts_with(OWN_HEADER_PREFIX) || ends_here(name) || is_of_the_origin(name);
     let gone: Vec<HeaderName> = headers.keys().filter(|name| ours(name)).cloned().collect();
     for name in gone {
         headers.remove(name);

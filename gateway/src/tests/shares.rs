@@ -68,9 +68,8 @@ async fn who_sends_bodies_slowly_leaves_room_for_others() {
     house.deploy(&token, "open", r#"{"access":"public"}"#).await;
     let path = format!("/f/{handle}/open");
     let length = 1024 * 1024;
-    let head = format!(
-        "POST {path} HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 198.51.100.7\r\nContent-Length: {length}\r\n\r\n"
-    );
+    let head =
+        format!("POST {path} HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 198.51.100.7\r\nContent-Length: {length}\r\n\r\n");
     let (mut slow, nearly_all) = (Vec::new(), "x".repeat(length - 1));
     for _ in 0..2 {
         let mut stream = TcpStream::connect(house.address).await.unwrap();

@@ -312,7 +312,6 @@ mod tests {
             "io_uring_enter",
             "io_uring_register",
             "io_setup",
-            "io_submit",
             "ptrace",
             "process_vm_readv",
             "process_vm_writev",

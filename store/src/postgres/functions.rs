@@ -44,12 +44,8 @@ pub(super) async fn list(
 }
 
 pub(super) async fn delete(pool: &PgPool, owner: UserId, function: FunctionId) -> Result<(), Error> {
-    let deleted = sqlx::query(DELETE)
-        .bind(function.uuid())
-        .bind(owner.uuid())
-        .bind(deleted_name(function))
-        .execute(pool)
-        .await?;
+    let deleted =
+        sqlx::query(DELETE).bind(function.uuid()).bind(owner.uuid()).bind(deleted_name(function)).execute(pool).await?;
     if deleted.rows_affected() == 0 { Err(Error::NotFound) } else { Ok(()) }
 }
 
