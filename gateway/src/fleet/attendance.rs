@@ -80,7 +80,11 @@ impl Fleet {
         let (orders, inbox) = mpsc::channel(MAX_ORDERS);
         let mut nodes = lock(&self.0.nodes);
         let node = nodes.get_mut(&link.node).filter(|node| Arc::ptr_eq(&node.link, link))?;
-        node.control = Some(Control { stream, orders, kept: None, protocol, askers: Vec::new() });
+        let control = Control { stream, orders, kept: None, protocol, askers: Vec::new() };
+        if node.control.replace(control).is_some() {
+            // The agent gives up those of the stream before, and whoever uses one at that moment would lose a call.
+            self.0.stocks.dial_anew(link);
+        }
         node.is_suspected = false;
         self.redraw(&nodes);
         Some(inbox)

@@ -12,20 +12,23 @@ use common::conduit::Loose;
 use common::ids::NodeId;
 use common::interrupt::Interrupt;
 use http_body_util::{Either, Full};
-use hyper::client::conn::http1::{self, SendRequest};
+use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::edge::body::ClientBody;
 
+mod line;
 mod node_link;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use line::Lease;
+use line::Line;
 use node_link::Dialled;
 pub(crate) use node_link::NodeLink;
 
@@ -38,13 +41,8 @@ const WAIT: Duration = Duration::from_secs(5);
 /// How often a call that waits asks again.
 const ASK_AGAIN: Duration = Duration::from_millis(250);
 
-/// How long a connection may take to be ready again after the answer before it is given up.
-const READY: Duration = Duration::from_millis(100);
-
 /// The body of an order: a client's, or our own.
 pub(crate) type Payload = Either<ClientBody, Full<Bytes>>;
-
-type Sender = SendRequest<Payload>;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -68,22 +66,8 @@ pub(crate) struct Stock {
 /// One node's connections in a stock.
 struct Shelf {
     node: NodeId,
-    idle: Vec<Sender>,
-    waiting: VecDeque<oneshot::Sender<Sender>>,
-}
-
-/// A connection that is in use. Dropping it closes it.
-pub(crate) struct Lease {
-    pub(crate) sender: Sender,
-    node: NodeId,
-    stock: Arc<Stock>,
-}
-
-impl Lease {
-    /// Puts the connection back for the next call.
-    pub(crate) fn give_back(self) {
-        self.stock.put(self.node, self.sender);
-    }
+    idle: Vec<Line>,
+    waiting: VecDeque<oneshot::Sender<Line>>,
 }
 
 impl Stocks {
@@ -108,7 +92,7 @@ impl Stocks {
     /// Takes in a connection that `link`'s agent dialled: for the stock where most calls wait for one, else for
     /// the reserve. One too many is closed.
     pub(crate) fn deliver(&self, link: &Arc<NodeLink>, stream: Loose) {
-        let dialled = Dialled { stream, open: link.hold() };
+        let dialled = Dialled { stream, open: link.hold(), era: link.era.load(Ordering::Relaxed) };
         let mut reserve = lock(&link.reserve);
         if reserve.len() >= MAX_IDLE || link.left.load(Ordering::Acquire) {
             return;
@@ -125,7 +109,7 @@ impl Stocks {
             .map(|(_, stock)| stock.clone());
         if let Some(stock) = shortest {
             if let Some(dialled) = link.take_reserved() {
-                stock.adopt(link.node, dialled);
+                stock.adopt(dialled);
             }
         }
     }
@@ -134,8 +118,8 @@ impl Stocks {
     /// `None` when there is none in time.
     pub(crate) async fn take(&self, stock: &Arc<Stock>, link: &Arc<NodeLink>) -> Option<Lease> {
         let deadline = Instant::now() + WAIT;
-        while let Some(sender) = stock.pop(link.node) {
-            if let Some(lease) = stock.lease(link.node, sender).await {
+        while let Some(line) = stock.pop(link.node) {
+            if let Some(lease) = line.lease(stock).await {
                 return Some(lease);
             }
         }
@@ -146,10 +130,10 @@ impl Stocks {
                 return None;
             }
             if let Some(dialled) = link.take_reserved() {
-                stock.adopt(link.node, dialled);
+                stock.adopt(dialled);
             }
-            let sender = self.waited(place, stock, link, deadline).await?;
-            if let Some(lease) = stock.lease(link.node, sender).await {
+            let line = self.waited(place, stock, link, deadline).await?;
+            if let Some(lease) = line.lease(stock).await {
                 return Some(lease);
             }
         }
@@ -157,18 +141,18 @@ impl Stocks {
 
     async fn waited(
         &self,
-        mut place: oneshot::Receiver<Sender>,
+        mut place: oneshot::Receiver<Line>,
         stock: &Arc<Stock>,
         link: &NodeLink,
         deadline: Instant,
-    ) -> Option<Sender> {
+    ) -> Option<Line> {
         loop {
             let until = deadline.min(Instant::now() + ASK_AGAIN);
             // An adopted connection is here within one turn of the runtime; only a real shortage asks for more.
             match timeout_at(until, async {
                 tokio::select! {
                     biased;
-                    sender = &mut place => sender,
+                    line = &mut place => line,
                     () = tokio::task::yield_now() => {
                         if lock(&link.reserve).is_empty() {
                             link.want_one();
@@ -182,7 +166,7 @@ impl Stocks {
             })
             .await
             {
-                Ok(sender) => return sender.ok(),
+                Ok(line) => return line.ok(),
                 Err(_) if Instant::now() >= deadline => return None,
                 Err(_) => {}
             }
@@ -218,6 +202,16 @@ impl Stocks {
         }
     }
 
+    /// Closes what is idle of a node, and what is in use once that is over: its agent dials anew.
+    pub(crate) fn dial_anew(&self, link: &NodeLink) {
+        link.era.fetch_add(1, Ordering::Relaxed);
+        lock(&link.reserve).clear();
+        let stocks = lock(&self.all).clone();
+        for stock in stocks {
+            stock.with(link.node, |shelf| shelf.idle.retain(|line| !line.is_over()));
+        }
+    }
+
     /// Closes every connection and waits for the end of what drives them.
     pub(crate) async fn close(&self) {
         self.stop.cancel();
@@ -239,40 +233,40 @@ impl Stock {
 
     /// An idle connection; one that is ready, if there is one: where an answer was there before the end of its request,
     /// that is still on the way, for as long as the client likes.
-    fn pop(&self, node: NodeId) -> Option<Sender> {
+    fn pop(&self, node: NodeId) -> Option<Line> {
         self.with(node, |shelf| {
             loop {
-                let ready = shelf.idle.iter().rposition(SendRequest::is_ready);
-                let sender = match ready {
+                let ready = shelf.idle.iter().rposition(Line::is_ready);
+                let line = match ready {
                     Some(place) => shelf.idle.swap_remove(place),
                     None => shelf.idle.pop()?,
                 };
-                if !sender.is_closed() {
-                    return Some(sender);
+                if !line.is_over() {
+                    return Some(line);
                 }
             }
         })
     }
 
-    fn put(&self, node: NodeId, sender: Sender) {
-        if sender.is_closed() {
+    fn put(&self, line: Line) {
+        if line.is_over() {
             return;
         }
-        self.with(node, |shelf| {
-            let mut sender = sender;
+        self.with(line.node(), |shelf| {
+            let mut line = line;
             while let Some(place) = shelf.waiting.pop_front() {
-                match place.send(sender) {
+                match place.send(line) {
                     Ok(()) => return,
-                    Err(back) => sender = back,
+                    Err(back) => line = back,
                 }
             }
             if shelf.idle.len() < MAX_IDLE {
-                shelf.idle.push(sender);
+                shelf.idle.push(line);
             }
         });
     }
 
-    fn wait(&self, node: NodeId) -> oneshot::Receiver<Sender> {
+    fn wait(&self, node: NodeId) -> oneshot::Receiver<Line> {
         let (place, waited) = oneshot::channel();
         self.with(node, |shelf| {
             shelf.waiting.retain(|place| !place.is_closed());
@@ -289,25 +283,18 @@ impl Stock {
         self.with(node, |shelf| shelf.idle.len())
     }
 
-    async fn lease(self: &Arc<Self>, node: NodeId, mut sender: Sender) -> Option<Lease> {
-        if !sender.is_ready() && !matches!(timeout(READY, sender.ready()).await, Ok(Ok(()))) {
-            return None;
-        }
-        Some(Lease { sender, node, stock: self.clone() })
-    }
-
     /// Binds a connection to this stock's thread and drives it there.
-    fn adopt(self: &Arc<Self>, node: NodeId, dialled: Dialled) {
+    fn adopt(self: &Arc<Self>, dialled: Dialled) {
         let (stock, stop) = (self.clone(), self.stop.clone());
         let drive = async move {
-            let Dialled { stream, open } = dialled;
+            let Dialled { stream, open, era } = dialled;
             let stream = match stream.bind() {
                 Ok(stream) => stream,
                 Err(error) => return tracing::warn!(%error, "a work connection cannot be watched"),
             };
             let Ok((sender, connection)) = http1::handshake(TokioIo::new(stream)).await else { return };
             let connection = connection.with_upgrades();
-            stock.put(node, sender);
+            stock.put(Line::new(sender, open.0.clone(), era));
             drop(stock);
             let gone = open.0.gone.clone();
             let mut stop = Interrupt::new(async move {

@@ -1,7 +1,7 @@
 //! A node, as the stocks know it: whether it takes calls, and what of its work connections is open.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use common::conduit::Loose;
@@ -24,6 +24,8 @@ pub(crate) struct NodeLink {
     pub(super) left: AtomicBool,
     /// Calls in a row that failed by the node's fault.
     pub(crate) failed_in_a_row: AtomicU32,
+    /// Grows when work connections are to be dialled anew: those of before get no more calls.
+    pub(super) era: AtomicU64,
     /// Work connections that are open; the agent has a limit for them.
     pub(super) open: AtomicU32,
     /// That limit.
@@ -39,6 +41,7 @@ pub(crate) struct NodeLink {
 pub(super) struct Dialled {
     pub(super) stream: Loose,
     pub(super) open: Open,
+    pub(super) era: u64,
 }
 
 /// Counts a connection for as long as it is open.
@@ -59,6 +62,7 @@ impl NodeLink {
             pass,
             left: AtomicBool::new(false),
             failed_in_a_row: AtomicU32::new(0),
+            era: AtomicU64::new(0),
             open: AtomicU32::new(0),
             max_connections: AtomicU32::new(u32::MAX),
             wanted: AtomicU32::new(0),

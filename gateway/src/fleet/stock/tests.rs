@@ -118,3 +118,20 @@ async fn a_node_that_is_gone_has_nothing_left() {
     drop(busy);
     fleet.stocks.close().await;
 }
+
+#[tokio::test]
+async fn what_was_dialled_before_gets_no_more_calls() {
+    let fleet = Fleet::start(3);
+    let stock = fleet.stocks.open(Handle::current());
+    let (busy, idle) = (fleet.take(&stock).await, fleet.take(&stock).await);
+    call(idle).await;
+    assert_eq!(stock.idle(fleet.link.node), 1);
+    fleet.stocks.dial_anew(&fleet.link);
+    assert_eq!(stock.idle(fleet.link.node), 0);
+    // What is under way ends as usual.
+    call(busy).await;
+    assert_eq!(stock.idle(fleet.link.node), 0);
+    call(fleet.take(&stock).await).await;
+    assert_eq!((stock.idle(fleet.link.node), fleet.dialled.load(Ordering::Relaxed)), (1, 3));
+    fleet.stocks.close().await;
+}
