@@ -124,6 +124,7 @@ async fn link(socket: &Path) -> Result<()> {
         max_connections: CONNECTIONS.1,
         deployments: vec![],
         labels: Labels::default(),
+        learns_authorities: false,
     };
     frames.send(Bytes::from(serde_json::to_vec(&register)?)).await?;
     let opened = Rc::new(std::cell::Cell::new(0));
@@ -156,6 +157,7 @@ async fn link(socket: &Path) -> Result<()> {
                     | GatewayMessage::Retire { .. }
                     | GatewayMessage::Keep { .. }
                     | GatewayMessage::Tell
+                    | GatewayMessage::Authorities { .. }
                     | GatewayMessage::Successor => {}
                 }
             }

@@ -143,6 +143,11 @@ mod tests {
         check("node join gateway.example:9443 dcjoin_x", Err("https://host:port"));
         check("node drain one", Ok(()));
         check("node doctor", Ok(()));
+        check("node authority --json", Ok(()));
+        check("node authority rotate --json", Ok(()));
+        check("node authority rotate --finish --force", Ok(()));
+        check("node authority rotate --force", Err("--finish"));
+        check("node authority --json rotate", Err("cannot be used with"));
         check("backup platform.tar.gz", Ok(()));
         check("backup", Err("FILE"));
         check("restore platform.tar.gz --replace --forget-authority", Ok(()));

@@ -17,6 +17,7 @@
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
+use crate::digest::Digest;
 use crate::function::DeploymentSpec;
 use crate::ids::{DeploymentId, NodeId};
 use crate::labels::Labels;
@@ -95,6 +96,9 @@ pub struct Credential {
     pub node: NodeId,
     /// The certificate, DER as Base64.
     pub certificate: String,
+    /// The digest of the authority that it is of: one that the node trusts. An older gateway does not say, and has one.
+    #[serde(default)]
+    pub authority: Option<Digest>,
     /// For how long from now, in seconds.
     pub lifetime_seconds: u32,
     /// What the gateway's clock says.
@@ -106,6 +110,9 @@ pub struct Credential {
 pub struct Renewal {
     /// A certificate signing request for a key that the node made, DER as Base64.
     pub request: String,
+    /// The digests of the authorities that the node trusts. An older agent does not say, and trusts one.
+    #[serde(default)]
+    pub trusts: Vec<Digest>,
 }
 
 /// What an agent says on its control stream.
@@ -123,6 +130,9 @@ pub enum AgentMessage {
         /// What the operator says of the node. An older agent does not say.
         #[serde(default)]
         labels: Labels,
+        /// Whether it learns by `Authorities` whom to trust. An older agent does not.
+        #[serde(default)]
+        learns_authorities: bool,
     },
     /// Every [`HEARTBEAT_MS`].
     Heartbeat(NodeState),
@@ -220,6 +230,12 @@ pub enum GatewayMessage {
     },
     /// Say what your metrics are.
     Tell,
+    /// The authorities that the fleet trusts, first the one that certifies, of which a node is to have a certificate. An agent
+    /// that does not know this order passes it over.
+    Authorities {
+        /// Their certificates, DER as Base64: one, or while one takes another's place, two.
+        certificates: Vec<String>,
+    },
     /// Another process takes this gateway's place, and whoever dials from now on: link to it as well, by the same address.
     /// This one goes on with the calls that it has, and closes the stream when it ends. An agent that does not know this
     /// order passes it over, and dials when the stream ends.
@@ -360,6 +376,10 @@ mod tests {
         assert_eq!(said, (&None, None, None, &None, None));
         let hello = format!(r#"{{"protocol":1,"node":"{}","kind":"work"}}"#, NodeId::new());
         assert_eq!(serde_json::from_str::<Hello>(&hello).unwrap().epoch, 0);
+        assert!(serde_json::from_str::<Renewal>(r#"{"request":"AAAA"}"#).unwrap().trusts.is_empty());
+        let older = r#"{"type":"register","name":"one","max_connections":1,"deployments":[]}"#;
+        let register = serde_json::from_str(older).unwrap();
+        assert!(matches!(register, AgentMessage::Register { learns_authorities: false, .. }));
         // An older gateway passes over what it does not know.
         let newer = older.replace("\"busy\"", "\"unheard_of\":[1],\"busy\"");
         assert!(serde_json::from_str::<AgentMessage>(&newer).is_ok());

@@ -49,13 +49,14 @@ impl Basis {
     pub(crate) fn new(
         gateway: GatewayId,
         (artifacts, store): (Artifacts, Arc<dyn Store>),
+        enrolment: Option<Arc<Enrolment>>,
         runtime: &Runtime,
         metrics: &Arc<Metrics>,
         stop: CancellationToken,
     ) -> Self {
         let routes = Arc::new(Routes::new());
         let fleet = Fleet::new(runtime.handle().clone(), Arc::clone(metrics));
-        let feed = Arc::new(Feed::new(&routes, &fleet, &store, metrics));
+        let feed = Arc::new(Feed::new(&routes, &fleet, enrolment, &store, metrics));
         Self {
             gateway,
             store,

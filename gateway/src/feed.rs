@@ -1,5 +1,5 @@
-//! Follows what other gateways change: the pictures that are held here of routes and nodes are read anew when the
-//! database's numbers are no longer theirs. It is looked when the database says a word, and every two seconds all the
+//! Follows what other gateways change: the pictures that are held here of routes, nodes and authorities are read anew when
+//! the database's numbers are no longer theirs. It is looked when the database says a word, and every two seconds all the
 //! same. What this gateway changes itself it does not wait for.
 
 use std::sync::Arc;
@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::edge::routes::Routes;
+use crate::fleet::enrolment::Enrolment;
 use crate::fleet::{Fleet, roster};
 use crate::metrics::Metrics;
 
@@ -29,15 +30,23 @@ const DEAF_PAUSE: Duration = Duration::from_secs(1);
 pub(crate) struct Feed {
     routes: Arc<Routes>,
     fleet: Fleet,
+    /// Who has the authorities; `None` where there is no node port.
+    enrolment: Option<Arc<Enrolment>>,
     store: Arc<dyn Store>,
     /// For how many seconds the pictures may have been behind; 0 while they are not.
     behind: Gauge,
 }
 
 impl Feed {
-    pub(crate) fn new(routes: &Arc<Routes>, fleet: &Fleet, store: &Arc<dyn Store>, metrics: &Metrics) -> Self {
+    pub(crate) fn new(
+        routes: &Arc<Routes>,
+        fleet: &Fleet,
+        enrolment: Option<Arc<Enrolment>>,
+        store: &Arc<dyn Store>,
+        metrics: &Metrics,
+    ) -> Self {
         let (routes, store, behind) = (Arc::clone(routes), Arc::clone(store), metrics.behind.clone());
-        Self { routes, fleet: fleet.clone(), store, behind }
+        Self { routes, fleet: fleet.clone(), enrolment, store, behind }
     }
 
     /// Follows until `end`.
@@ -95,6 +104,9 @@ impl Feed {
         let changes = self.store.changes().await?;
         let gone = self.routes.catch_up(&*self.store, changes.routes).await?;
         self.fleet.retire(&gone);
+        if let Some(enrolment) = &self.enrolment {
+            enrolment.catch_up(&self.fleet, changes.authority).await?;
+        }
         roster::catch_up(&self.fleet, &*self.store, changes.nodes).await
     }
 }

@@ -53,7 +53,6 @@ use edge::identity::Identity;
 use edge::limits::Limits;
 use edge::tls::Tls;
 use edge::{Edge, listener};
-use fleet::authority::Authority;
 use fleet::enrolment::Enrolment;
 use fleet::node_port::NodePort;
 use ground::{Ground, open_link, open_stores};
@@ -127,11 +126,11 @@ impl Gateway {
         let Ground { socket, lock, gateway, link, nodes, before } =
             Ground::find(&settings, place, &control, predecessor)?;
         let stores = control.block_on(open_stores(&settings, place, store, before.is_some(), &stop))?;
-        let basis = Basis::new(gateway, stores, &control, &metrics, stop);
+        let opened = open_node_port(&settings.nodes, nodes, &stores.1, &secrets);
+        let (node_port, enrolment) = control.block_on(opened)?.unzip();
+        let basis = Basis::new(gateway, stores, enrolment.clone(), &control, &metrics, stop);
         let shared_limits = settings.redis.open(&settings.limits, control.handle(), registry)?;
         let limits = Arc::new(Limits::new(&settings.limits).over(shared_limits));
-        let opened = open_node_port(&settings.nodes, nodes, &basis.store, &secrets);
-        let (node_port, enrolment) = control.block_on(opened)?.unzip();
         let state = basis.state(&settings, shared, (runtimes, identity.clone()), enrolment.clone(), registry)?;
         let link = control.block_on(async {
             // What another one still does, it ends by itself.
@@ -243,7 +242,7 @@ async fn found(state: &control::State, founder: &Option<Founder>) -> Result<(), 
     founded.map_err(|failure| StartError::Founder(failure.message().to_owned()))
 }
 
-/// Seals the authority anew if the secret was changed; the node port and who takes nodes in, if the settings name a port.
+/// Seals the authorities anew if the secret was changed; the node port and who takes nodes in, if the settings name a port.
 async fn open_node_port(
     args: &NodePortArgs,
     inherited: Option<TcpListener>,
@@ -254,7 +253,7 @@ async fn open_node_port(
     if args.node_addr.is_none() {
         return Ok(None);
     }
-    let authority = Authority::open(&**store, &secrets.current).await?;
-    let port = NodePort::open(args, inherited, &authority)?;
-    Ok(port.map(|port| (port, Arc::new(Enrolment::new(authority, store.clone(), args.clone())))))
+    let enrolment = Enrolment::open(store.clone(), secrets.clone(), args.clone()).await?;
+    let port = NodePort::open(args, inherited, enrolment.authorities())?;
+    Ok(port.map(|port| (port, Arc::new(enrolment))))
 }

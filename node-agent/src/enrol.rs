@@ -50,7 +50,10 @@ pub enum JoinError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// Somebody else answers.
-    #[error("the gateway at {0} is not of the fleet that the token is for; the token was not sent")]
+    #[error(
+        "the gateway at {0} is not of the fleet that the token is for, or the fleet has had a new authority since the token \
+         was made; the token was not sent: make another with `dartcloud node token`"
+    )]
     OtherFleet(NodeUrl),
     /// The gateway said no.
     #[error("{0}")]

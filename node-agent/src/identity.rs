@@ -1,4 +1,4 @@
-//! Who this machine is in a fleet: its key, its certificate, the authority that it trusts, and where the gateway is.
+//! Who this machine is in a fleet: its key, its certificate, the authorities that it trusts, and where the gateway is.
 //! One file under the data directory, which appears whole or not at all.
 
 use std::fs::{DirBuilder, File};
@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use common::base64;
+use common::digest::Digest;
 use common::ids::NodeId;
 use common::node_url::NodeUrl;
 use common::protocol::Credential;
@@ -44,6 +45,9 @@ pub enum IdentityError {
     Key(#[from] rcgen::Error),
 }
 
+/// Most authorities that a fleet trusts at once.
+const MAX_AUTHORITIES: usize = 4;
+
 /// A machine's place in a fleet.
 #[derive(Clone, Serialize, Deserialize)]
 pub(crate) struct Identity {
@@ -53,8 +57,11 @@ pub(crate) struct Identity {
     /// Where the fleet's other gateways are, as far as they were named.
     #[serde(default)]
     others: Vec<NodeUrl>,
-    /// The authority's certificate, DER as Base64.
+    /// The certificate of the authority that ours is of, DER as Base64.
     authority: String,
+    /// Those of others that the fleet trusts, too, while one takes another's place.
+    #[serde(default)]
+    also: Vec<String>,
     /// Ours.
     certificate: String,
     /// Its private key, PKCS #8 as Base64.
@@ -96,6 +103,7 @@ impl Identity {
             url: url.clone(),
             others: urls.iter().filter(|other| *other != url).cloned().collect(),
             authority: base64::encode(authority),
+            also: Vec::new(),
             certificate: credential.certificate,
             key: base64::encode(key.0.serialize_der()),
             received_at: Utc::now(),
@@ -110,13 +118,43 @@ impl Identity {
 
     /// The same node with a new certificate.
     pub(crate) fn renewed(&self, key: &FreshKey, credential: Credential) -> Self {
+        let is_its = |authority: &&String| credential.authority.is_some_and(|its| pin(authority).ok() == Some(its));
+        let authority = self.also.iter().find(is_its).unwrap_or(&self.authority).clone();
+        let others = std::iter::once(&self.authority).chain(&self.also).filter(|other| **other != authority);
         Self {
+            also: others.cloned().collect(),
+            authority,
             certificate: credential.certificate,
             key: base64::encode(key.0.serialize_der()),
             received_at: Utc::now(),
             lifetime_seconds: credential.lifetime_seconds,
             ..self.clone()
         }
+    }
+
+    /// The same node, once a gateway said that the fleet trusts these authorities; `None` when that is nothing new. A gateway
+    /// that does not name the one that our certificate is of is behind, or has left us behind.
+    pub(crate) fn trusting(&self, authorities: &[String]) -> Option<Self> {
+        if authorities.len() > MAX_AUTHORITIES || !authorities.contains(&self.authority) {
+            return None;
+        }
+        let also: Vec<_> = authorities.iter().filter(|other| **other != self.authority).cloned().collect();
+        (also != self.also).then(|| Self { also, ..self.clone() })
+    }
+
+    /// Whether this is an authority that we trust and that our certificate is not of.
+    pub(crate) fn may_move_to(&self, authority: &str) -> bool {
+        self.also.iter().any(|other| other == authority)
+    }
+
+    /// Whether its certificate is of another authority than before.
+    pub(crate) fn has_moved_from(&self, before: &Self) -> bool {
+        self.authority != before.authority
+    }
+
+    /// The digests of the authorities that we trust.
+    pub(crate) fn trusted(&self) -> Result<Vec<Digest>, IdentityError> {
+        std::iter::once(&self.authority).chain(&self.also).map(|authority| pin(authority)).collect()
     }
 
     /// The identity that is kept under `data_dir`; `None` when the machine has not joined a fleet.
@@ -146,9 +184,10 @@ impl Identity {
 
     /// How we show ourselves to a gateway, and by what we know it.
     pub(crate) fn tls(&self) -> Result<ClientConfig, IdentityError> {
-        let bytes = |text: &str| base64::decode(text).map_err(|_| IdentityError::Damaged(PathBuf::from(FILE)));
         let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from(bytes(&self.authority)?)).map_err(IdentityError::Certificate)?;
+        for authority in std::iter::once(&self.authority).chain(&self.also) {
+            roots.add(CertificateDer::from(bytes(authority)?)).map_err(IdentityError::Certificate)?;
+        }
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let config = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])
@@ -182,6 +221,15 @@ impl Identity {
     }
 }
 
+fn bytes(text: &str) -> Result<Vec<u8>, IdentityError> {
+    base64::decode(text).map_err(|_| IdentityError::Damaged(PathBuf::from(FILE)))
+}
+
+/// The digest of an authority's certificate.
+fn pin(authority: &str) -> Result<Digest, IdentityError> {
+    Ok(Digest::of(&bytes(authority)?))
+}
+
 /// At two thirds of its life.
 fn until_renewal(age: Duration, lifetime_seconds: u32) -> Duration {
     (Duration::from_secs(lifetime_seconds.into()) * 2 / 3).saturating_sub(age)
@@ -204,23 +252,70 @@ mod tests {
         check(99, 0);
     }
 
+    /// The certificate of an authority.
+    fn authority() -> CertificateDer<'static> {
+        let key = KeyPair::generate().unwrap();
+        CertificateParams::default().self_signed(&key).unwrap().der().clone()
+    }
+
+    /// What a gateway gives out for a key, and that names this authority.
+    fn credential(key: &FreshKey, authority: Option<&CertificateDer<'_>>) -> Credential {
+        Credential {
+            node: NodeId::new(),
+            certificate: base64::encode(CertificateParams::default().self_signed(&key.0).unwrap().der()),
+            authority: authority.map(|authority| Digest::of(authority)),
+            lifetime_seconds: 60,
+            now: Utc::now(),
+        }
+    }
+
+    #[test]
+    fn a_node_moves_to_another_authority() {
+        let url: NodeUrl = "https://gateway.example:9443".parse().unwrap();
+        let (key, [old, new, other]) = (FreshKey::make().unwrap(), [(); 3].map(|()| authority()));
+        let joined = Identity::new(&url, std::slice::from_ref(&url), &old, &key, credential(&key, Some(&old)));
+        let said = |authorities: &[&CertificateDer<'_>]| authorities.iter().map(base64::encode).collect::<Vec<_>>();
+        let check = |identity: &Identity, trusted: &[&CertificateDer<'_>]| {
+            let expected: Vec<_> = trusted.iter().map(|authority| Digest::of(authority)).collect();
+            assert_eq!(identity.trusted().unwrap(), expected);
+            assert!(identity.tls().is_ok());
+        };
+        check(&joined, &[&old]);
+        for nothing in [said(&[&old]), said(&[&new]), said(&[]), said(&[&old, &new, &other, &new, &other])] {
+            assert!(joined.trusting(&nothing).is_none(), "{nothing:?}");
+        }
+        let told = joined.trusting(&said(&[&new, &old])).unwrap();
+        check(&told, &[&old, &new]);
+        assert!(told.trusting(&said(&[&new, &old])).is_none());
+        let may_move = [&old, &new, &other].map(|authority| told.may_move_to(&base64::encode(authority)));
+        assert_eq!(may_move, [false, true, false]);
+        // By a gateway that does not know it yet, or that does not say.
+        for same in [Some(&old), Some(&other), None] {
+            let renewed = told.renewed(&key, credential(&key, same));
+            check(&renewed, &[&old, &new]);
+            assert!(!renewed.has_moved_from(&told));
+        }
+        let moved = told.renewed(&key, credential(&key, Some(&new)));
+        check(&moved, &[&new, &old]);
+        assert!(moved.has_moved_from(&told));
+        // One gateway is behind, the other knows that the rotation is over.
+        assert!(moved.trusting(&said(&[&old])).is_none());
+        check(&moved.trusting(&said(&[&new])).unwrap(), &[&new]);
+        let nonsense = told.trusting(&[said(&[&old]), vec!["nonsense".to_owned()]].concat()).unwrap();
+        assert!(nonsense.tls().is_err());
+    }
+
     #[test]
     fn only_its_owner_reads_it() {
         let directory = tempfile::tempdir().unwrap();
         let data_dir = directory.path().join("new");
         assert!(Identity::load(&data_dir).unwrap().is_none());
-        let (key, authority) = (FreshKey::make().unwrap(), KeyPair::generate().unwrap());
-        let authority = CertificateParams::default().self_signed(&authority).unwrap();
-        let credential = Credential {
-            node: NodeId::new(),
-            certificate: base64::encode(authority.der()),
-            lifetime_seconds: 60,
-            now: Utc::now(),
-        };
+        let (key, authority) = (FreshKey::make().unwrap(), authority());
+        let credential = credential(&key, None);
         let url: NodeUrl = "https://gateway.example:9443".parse().unwrap();
         let other: NodeUrl = "https://other.example:9443".parse().unwrap();
         let urls = [other.clone(), url.clone()];
-        let identity = Identity::new(&url, &urls, authority.der(), &key, credential);
+        let identity = Identity::new(&url, &urls, &authority, &key, credential);
         assert_eq!(identity.urls(), [url, other]);
         for _ in 0..2 {
             identity.keep(&data_dir).unwrap();
@@ -229,6 +324,11 @@ mod tests {
         }
         let kept = Identity::load(&data_dir).unwrap().unwrap();
         assert!(kept.node == identity.node && kept.key == identity.key && !kept.is_over());
+        // As agents of before kept it.
+        let text = std::fs::read_to_string(data_dir.join(FILE)).unwrap();
+        let mut older: serde_json::Value = serde_json::from_str(&text).unwrap();
+        older.as_object_mut().unwrap().remove("also").unwrap();
+        assert_eq!(serde_json::from_value::<Identity>(older).unwrap().trusted().unwrap(), [Digest::of(&authority)]);
         assert_eq!(std::fs::read_dir(&data_dir).unwrap().count(), 1, "nothing temporary is left");
         std::fs::write(data_dir.join(FILE), "{}").unwrap();
         assert!(matches!(Identity::load(&data_dir), Err(IdentityError::Damaged(_))));

@@ -146,10 +146,9 @@ pub async fn run(
     let runtimes = Arc::new(Runtimes::load(place.runtimes_dir.as_deref())?);
     let gateways = Gateways::new(node, ways);
     let calls = Calls::new(Arc::clone(&gateways));
-    let _renewal = identity.map(|identity| Renewal::start(identity, data_dir, &calls, &metrics, &stop));
+    let (notices, _renewal) = Renewal::start(identity, data_dir, &calls, &metrics, &stop);
     let sink = sink(&store, &calls).await?;
-    let spool = within(data_dir, "spool", |path| Spool::open(path, &settings.spool, Arc::clone(&metrics)))?;
-    let spool = Arc::new(spool);
+    let spool = Arc::new(within(data_dir, "spool", |path| Spool::open(path, &settings.spool, Arc::clone(&metrics)))?);
     let answers = within(data_dir, "answers", |path| Answers::open(path, settings.answers, Arc::clone(&metrics)))?;
     within(data_dir, "builds", sandbox::release)?;
     let cache = within(data_dir, "builds", |path| {
@@ -204,6 +203,7 @@ pub async fn run(
         metrics,
         // In one process with the gateway they are its own, too.
         told: (!settings.is_local).then_some(registry),
+        notices,
     };
     agent.serve(links, sink, stop).await;
     Ok(())

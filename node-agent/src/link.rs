@@ -21,6 +21,7 @@ use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use crate::backoff::Backoff;
 use crate::metrics::Metrics;
+use crate::renewal::Notices;
 
 pub(crate) mod calls;
 mod control;
@@ -110,6 +111,8 @@ pub(crate) struct Links {
     pub(crate) metrics: Arc<Metrics>,
     /// All metrics, for gateways that ask; `None` where nobody is to.
     pub(crate) told: Option<Registry>,
+    /// What whoever renews the certificate is to know, and says.
+    pub(crate) notices: Arc<Notices>,
 }
 
 /// One of them.

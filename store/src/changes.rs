@@ -11,11 +11,14 @@ pub struct Changes {
     pub routes: i64,
     /// The nodes, and what they may do.
     pub nodes: i64,
+    /// The authorities that the fleet trusts.
+    pub authority: i64,
 }
 
 /// Of either database.
 pub(crate) const CHANGES: &str = "SELECT (SELECT number FROM changes WHERE what = 'routes') AS routes,
-  (SELECT number FROM changes WHERE what = 'nodes') AS nodes";
+  (SELECT number FROM changes WHERE what = 'nodes') AS nodes,
+  (SELECT number FROM changes WHERE what = 'authority') AS authority";
 
 /// Who listens for the word. It is only a word: it may be missed, or come for nothing.
 pub struct Watch(pub(crate) Option<Ear>);

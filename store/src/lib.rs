@@ -32,7 +32,7 @@ mod text;
 use changes::{Changes, Watch};
 use claims::{Claim, Holder, Source};
 pub use error::Error;
-use fleet::{Authority, CertificateFacts, Duty, Joining, NewNode, Node};
+use fleet::{Authorities, Authority, CertificateFacts, Duty, Joining, NewNode, Node};
 pub use settings::StoreArgs;
 
 /// Opens the store that the settings name and brings its schema up to date. Several programs may do so at once.
@@ -350,11 +350,17 @@ pub trait Store: RecordSink {
     /// One call of a function of `owner`; `None` when there is no record of it, or it is somebody else's.
     async fn recorded_call(&self, owner: UserId, id: InvocationId) -> Result<Option<RecordedCall>, Error>;
 
-    /// The fleet's authority, once it was founded.
-    async fn authority(&self) -> Result<Option<Authority>, Error>;
-    /// Keeps `new` as the fleet's authority, unless another gateway was quicker; the one that is kept.
-    async fn found_authority(&self, new: Authority) -> Result<Authority, Error>;
-    /// Replaces the sealed key of the authority, if it is still `old`.
+    /// The fleet's authorities, once one was founded.
+    async fn authorities(&self) -> Result<Option<Authorities>, Error>;
+    /// Keeps `new` as the fleet's authority, unless another gateway was quicker; those that are kept.
+    async fn found_authority(&self, new: Authority) -> Result<Authorities, Error>;
+    /// Puts `next` in the place of the authority with the certificate `before`, which becomes the one before. False when it
+    /// has another's place by now, or the one before it is trusted still.
+    async fn rotate_authority(&self, before: &[u8], next: Authority) -> Result<bool, Error>;
+    /// Ends the trust in the authority before, with the certificate `former`, unless a node depends on it and there is no
+    /// `force`; whether this has ended it.
+    async fn end_former_authority(&self, former: &[u8], force: bool) -> Result<bool, Error>;
+    /// Replaces the sealed key of an authority, if it is still `old`.
     async fn reseal_authority(&self, old: &[u8], new: &[u8]) -> Result<(), Error>;
     /// Keeps a join token that its maker can hand out for `seconds`; until when, by the database's clock.
     async fn add_join_token(&self, hash: Digest, made_by: UserId, seconds: u32) -> Result<DateTime<Utc>, Error>;
@@ -362,6 +368,8 @@ pub trait Store: RecordSink {
     async fn join_node(&self, token: Digest, node: NewNode) -> Result<Joining, Error>;
     /// Notes a node's new certificate. [`Error::NotFound`] when it was removed.
     async fn renew_node(&self, id: NodeId, certificate: CertificateFacts) -> Result<(), Error>;
+    /// Notes that a node has shown a certificate of the authority with this digest.
+    async fn node_moved(&self, id: NodeId, authority: Digest) -> Result<(), Error>;
     /// Every node, those that were removed as well, by id.
     async fn nodes(&self) -> Result<Vec<Node>, Error>;
     /// Notes that a node is linked and what its agent says of it. One of the gateway's own machine is added if it is new, and

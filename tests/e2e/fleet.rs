@@ -14,6 +14,7 @@ use crate::client::Client;
 use crate::platform::{Form, Platform, Program, free_ports, program, until};
 use crate::two_processes::Database;
 
+mod authority;
 mod builds;
 mod gateways;
 

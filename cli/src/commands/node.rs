@@ -10,6 +10,7 @@ use serde::Deserialize;
 use crate::api::{self, Client, Server};
 use crate::{failure, output, progress};
 
+mod authority;
 mod doctor;
 mod drain;
 pub(crate) mod join;
@@ -42,6 +43,8 @@ enum Command {
     Drain(NodeArgs),
     /// Take a node out of the fleet: its certificate is worth nothing from then on.
     Remove(NodeArgs),
+    /// Show which authority certifies the nodes, or exchange it.
+    Authority(Box<authority::Args>),
 }
 
 #[derive(Debug, clap::Args)]
@@ -83,6 +86,7 @@ pub(crate) fn run(args: Args, wait: impl Fn(WaitFor) -> anyhow::Result<()>) -> a
         Command::Uncordon(args) => wait(Box::pin(order(args, "uncordon"))),
         Command::Drain(args) => wait(Box::pin(drain::run(args))),
         Command::Remove(args) => wait(Box::pin(remove(args))),
+        Command::Authority(args) => wait(Box::pin(authority::run(*args))),
     }
 }
 

@@ -23,6 +23,7 @@ use crate::fleet::Fleet;
 use crate::fleet::enrolment::Enrolment;
 
 pub(crate) mod auth;
+mod authority;
 mod build_log;
 mod caller;
 mod claims;
@@ -169,6 +170,9 @@ pub(crate) fn router(state: Arc<State>) -> Router {
         .route("/api/invocations/{id}", get(invocations::story))
         .route("/api/nodes", get(nodes::list))
         .route("/api/nodes/tokens", post(nodes::invite))
+        .route("/api/nodes/authority", get(authority::show))
+        .route("/api/nodes/authority/rotate", post(authority::rotate))
+        .route("/api/nodes/authority/finish", post(authority::finish))
         .route("/api/nodes/{id}", patch(nodes::label).delete(nodes::remove))
         .route("/api/nodes/{id}/cordon", post(nodes::cordon))
         .route("/api/nodes/{id}/uncordon", post(nodes::uncordon))

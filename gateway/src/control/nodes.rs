@@ -41,15 +41,18 @@ pub(crate) async fn invite(
         Some(enrolment) => enrolment.invite(operator, host_of(&origin)).await?,
         None => None,
     };
-    let Some(invitation) = invitation else {
-        let sentence = "this gateway has no port for other machines: set NODE_ADDR, such as 0.0.0.0:9443, and start \
-                        it again";
-        return Err(Failure::new(Code::Conflict, sentence));
-    };
+    let invitation = invitation.ok_or_else(no_port)?;
     let (token, url) = (invitation.token.to_string(), invitation.url.to_string());
     let command = format!("dartcloud node join {url} {token}");
     let expires_at = rfc3339(invitation.expires_at);
     Ok((StatusCode::CREATED, Json(Invited { token, url, command, expires_at })))
+}
+
+/// There is no port for nodes of other machines.
+pub(super) fn no_port() -> Failure {
+    let sentence =
+        "this gateway has no port for other machines: set NODE_ADDR, such as 0.0.0.0:9443, and start it again";
+    Failure::new(Code::Conflict, sentence)
 }
 
 /// The host in `http://host:port`.

@@ -1,7 +1,7 @@
 //! The fleet's own certificate authority: made once, kept in the database with its key sealed under one that
-//! `JWT_SECRET` gives, so that every gateway of the fleet has it. It certifies nodes, and this gateway to them.
+//! `JWT_SECRET` gives, so that every gateway of the fleet has it. It certifies nodes, and this gateway to them. Which
+//! authorities are trusted, and for how long, `authorities` knows.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, NONCE_LEN, Nonce, RandomizedNonceKey};
@@ -16,11 +16,10 @@ use rcgen::{
     Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SerialNumber,
 };
 use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer, PrivatePkcs8KeyDer};
-use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig};
 use store::Store;
 use store::fleet::{self as kept, CertificateFacts};
-use x509_parser::prelude::{FromDer as _, X509Certificate};
+use tokio_util::sync::CancellationToken;
+use x509_parser::prelude::{FromDer as _, X509Certificate, X509Name};
 
 use crate::config::Secrets;
 
@@ -51,6 +50,9 @@ pub(crate) enum AuthorityError {
     /// A certificate cannot be made or read.
     #[error("a certificate of the fleet cannot be made")]
     Certificate(#[from] rcgen::Error),
+    /// Its certificate is none.
+    #[error("the certificate of the fleet's authority cannot be read")]
+    Unreadable,
     /// TLS cannot be set up.
     #[error("the node port's TLS cannot be set up")]
     Tls(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -65,32 +67,37 @@ impl From<Unspecified> for AuthorityError {
     }
 }
 
-/// The authority, unsealed.
+/// An authority, unsealed.
 pub(crate) struct Authority {
-    certificate: CertificateDer<'static>,
+    pub(super) certificate: CertificateDer<'static>,
+    /// By which its certificates name it: no two authorities have the same.
+    name: String,
     issuer: Issuer<'static, KeyPair>,
+    /// Cancelled when it is trusted no more: connections by its certificates end.
+    pub(super) trusted: CancellationToken,
 }
 
 /// A certificate that was made for a node.
 pub(crate) struct Issued {
     pub(crate) der: Vec<u8>,
     pub(crate) facts: CertificateFacts,
+    pub(crate) authority: Digest,
 }
 
 impl Authority {
-    /// The fleet's authority; the first gateway that asks makes it.
+    /// An authority as it is kept.
     ///
     /// # Errors
-    /// The database fails, or the authority was sealed under another secret.
-    pub(crate) async fn open(store: &dyn Store, secret: &str) -> Result<Self, AuthorityError> {
-        let kept = match store.authority().await? {
-            Some(kept) => kept,
-            None => store.found_authority(make(secret)?).await?,
+    /// It was sealed under another secret.
+    pub(super) fn unseal(secrets: &Secrets, kept: kept::Authority) -> Result<Self, AuthorityError> {
+        let key = match (unseal(&secrets.current, &kept), &secrets.previous) {
+            (Err(AuthorityError::Sealed), Some(previous)) => unseal(previous, &kept)?,
+            (unsealed, _) => unsealed?,
         };
-        let key = unseal(secret, &kept)?;
         let certificate = CertificateDer::from(kept.certificate);
+        let name = name_of(&certificate).ok_or(AuthorityError::Unreadable)?;
         let issuer = Issuer::from_ca_cert_der(&certificate, key)?;
-        Ok(Self { certificate, issuer })
+        Ok(Self { certificate, name, issuer, trusted: CancellationToken::new() })
     }
 
     /// SHA-256 of the certificate: what join tokens pin.
@@ -98,37 +105,36 @@ impl Authority {
         Digest::of(&self.certificate)
     }
 
-    /// TLS for the node port, with a fresh key of this gateway's. Whoever has no certificate is let in, and may ask to
-    /// join; a certificate of anybody else's is refused.
-    pub(crate) fn server_config(&self, names: Vec<String>) -> Result<ServerConfig, AuthorityError> {
-        let key = KeyPair::generate()?;
+    /// From when until when it is valid, in seconds since 1970.
+    pub(crate) fn validity(&self) -> Option<(i64, i64)> {
+        let (_, read) = X509Certificate::from_der(&self.certificate).ok()?;
+        let validity = read.validity();
+        Some((validity.not_before.timestamp(), validity.not_after.timestamp()))
+    }
+
+    /// Whether a certificate names this authority as its own. TLS has checked that it is of one that is trusted.
+    pub(super) fn is_of(&self, certificate: &CertificateDer<'_>) -> bool {
+        let Ok((_, certificate)) = X509Certificate::from_der(certificate) else { return false };
+        common_name(certificate.issuer()) == Some(self.name.as_str())
+    }
+
+    /// A certificate by which nodes know this gateway, under these names and the one that they ask for.
+    pub(super) fn certify_gateway(
+        &self,
+        key: &KeyPair,
+        names: Vec<String>,
+    ) -> Result<CertificateDer<'static>, AuthorityError> {
         let names = std::iter::once(GATEWAY_NAME.to_owned()).chain(names).collect::<Vec<_>>();
         let mut params = CertificateParams::new(names)?;
         lasts(&mut params, Utc::now(), BACKDATE, LIFETIME);
         params.distinguished_name.push(DnType::CommonName, GATEWAY_NAME);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        let certificate = params.signed_by(&key, &self.issuer)?.der().clone();
+        Ok(params.signed_by(key, &self.issuer)?.der().clone())
+    }
 
-        let tls = |error: rustls::Error| AuthorityError::Tls(error.into());
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let mut roots = RootCertStore::empty();
-        roots.add(self.certificate.clone()).map_err(tls)?;
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
-            .allow_unauthenticated()
-            .build()
-            .map_err(|error| AuthorityError::Tls(error.into()))?;
-        let mut config = ServerConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .map_err(tls)?
-            .with_client_cert_verifier(verifier)
-            .with_single_cert(
-                vec![certificate, self.certificate.clone()],
-                PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
-            )
-            .map_err(tls)?;
-        // A session that is resumed would bring a certificate along that nobody looks at again.
-        config.send_tls13_tickets = 0;
-        Ok(config)
+    /// The certificate of `other`, by this authority: whoever trusts this one knows the other's certificates by it.
+    pub(super) fn vouch_for(&self, other: &Self) -> Result<CertificateDer<'static>, AuthorityError> {
+        Ok(describe(&other.name).signed_by(other.issuer.key(), &self.issuer)?.der().clone())
     }
 
     /// A certificate for the key of a signing request. Of the request only the key is taken, and the proof that the
@@ -149,14 +155,23 @@ impl Authority {
         let certificate = params.signed_by(&request.public_key, &self.issuer)?;
         let serial = serial.iter().map(|byte| format!("{byte:02x}")).collect();
         let facts = CertificateFacts { serial, expires_at: now + lifetime };
-        Ok(Issued { der: certificate.der().to_vec(), facts })
+        Ok(Issued { der: certificate.der().to_vec(), facts, authority: self.pin() })
     }
 }
 
 /// The node that a certificate of ours is for; TLS has checked that it is ours.
 pub(crate) fn node_of(certificate: &CertificateDer<'_>) -> Option<NodeId> {
+    name_of(certificate)?.parse().ok()
+}
+
+/// Who a certificate is for.
+fn name_of(certificate: &CertificateDer<'_>) -> Option<String> {
     let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
-    certificate.subject().iter_common_name().next()?.as_str().ok()?.parse().ok()
+    common_name(certificate.subject()).map(str::to_owned)
+}
+
+fn common_name<'a>(name: &'a X509Name<'_>) -> Option<&'a str> {
+    name.iter_common_name().next()?.as_str().ok()
 }
 
 /// Whether the authority was sealed under this secret.
@@ -164,21 +179,23 @@ pub(crate) fn opens(secret: &str, kept: &kept::Authority) -> bool {
     unseal(secret, kept).is_ok()
 }
 
-/// Seals the authority anew where it is sealed under the secret before, so that this is not needed any more. Of several
+/// Seals the authorities anew that are sealed under the secret before, so that this is not needed any more. Of several
 /// gateways that do so at once one is first, and what the others made is not kept.
 ///
 /// # Errors
 /// The database or a cipher fails. That no secret opens it is told when it is opened.
 pub(crate) async fn reseal(store: &dyn Store, secrets: &Secrets) -> Result<(), AuthorityError> {
     let Some(previous) = &secrets.previous else { return Ok(()) };
-    let Some(kept) = store.authority().await? else { return Ok(()) };
-    if opens(&secrets.current, &kept) {
-        return Ok(());
+    let Some(kept) = store.authorities().await? else { return Ok(()) };
+    for kept in std::iter::once(kept.current).chain(kept.former) {
+        if opens(&secrets.current, &kept) {
+            continue;
+        }
+        let Ok(key) = unseal(previous, &kept) else { continue };
+        let sealed = seal(&secrets.current, &kept.certificate, &key)?;
+        store.reseal_authority(&kept.sealed_key, &sealed).await?;
+        tracing::info!("the fleet's authority is sealed under the new JWT_SECRET");
     }
-    let Ok(key) = unseal(previous, &kept) else { return Ok(()) };
-    let sealed = seal(&secrets.current, &kept.certificate, &key)?;
-    store.reseal_authority(&kept.sealed_key, &sealed).await?;
-    tracing::info!("the fleet's authority is sealed under the new JWT_SECRET");
     Ok(())
 }
 
@@ -188,17 +205,24 @@ fn seal(secret: &str, certificate: &[u8], key: &KeyPair) -> Result<Vec<u8>, Auth
     Ok([nonce.as_ref(), &text[..]].concat())
 }
 
-fn make(secret: &str) -> Result<kept::Authority, AuthorityError> {
+/// Makes an authority.
+pub(super) fn make(secret: &str) -> Result<kept::Authority, AuthorityError> {
     let key = KeyPair::generate()?;
+    let certificate = describe(&format!("Dart Cloud fleet {:016x}", rand::random::<u64>())).self_signed(&key)?;
+    let certificate = certificate.der().to_vec();
+    let sealed_key = seal(secret, &certificate, &key)?;
+    Ok(kept::Authority { certificate, sealed_key })
+}
+
+/// What the certificate of an authority says of it.
+fn describe(name: &str) -> CertificateParams {
     let mut params = CertificateParams::default();
     lasts(&mut params, Utc::now(), BACKDATE, LIFETIME);
     params.distinguished_name = rcgen::DistinguishedName::new();
-    params.distinguished_name.push(DnType::CommonName, "Dart Cloud fleet");
+    params.distinguished_name.push(DnType::CommonName, name);
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-    let certificate = params.self_signed(&key)?.der().to_vec();
-    let sealed_key = seal(secret, &certificate, &key)?;
-    Ok(kept::Authority { certificate, sealed_key })
+    params
 }
 
 fn unseal(secret: &str, kept: &kept::Authority) -> Result<KeyPair, AuthorityError> {
@@ -228,9 +252,7 @@ mod tests {
     use super::*;
 
     fn open(secret: &str, kept: &kept::Authority) -> Result<Authority, AuthorityError> {
-        let key = unseal(secret, kept)?;
-        let certificate = CertificateDer::from(kept.certificate.clone());
-        Ok(Authority { issuer: Issuer::from_ca_cert_der(&certificate, key)?, certificate })
+        Authority::unseal(&Secrets { current: secret.to_owned(), previous: None }, kept.clone())
     }
 
     #[test]
@@ -238,6 +260,8 @@ mod tests {
         let kept = make("one secret").unwrap();
         assert_eq!(open("one secret", &kept).unwrap().pin(), Digest::of(&kept.certificate));
         assert!(matches!(open("another secret", &kept), Err(AuthorityError::Sealed)));
+        let secrets = Secrets { current: "another secret".to_owned(), previous: Some("one secret".to_owned()) };
+        assert!(Authority::unseal(&secrets, kept.clone()).is_ok());
         let mut cut = kept.clone();
         cut.sealed_key.truncate(5);
         assert!(matches!(open("one secret", &cut), Err(AuthorityError::Sealed)));
@@ -255,6 +279,9 @@ mod tests {
         let request = wishes.serialize_request(&key).unwrap();
         let issued = authority.issue(node, request.der(), Duration::from_secs(60)).unwrap();
         assert_eq!(node_of(&CertificateDer::from(issued.der.clone())), Some(node));
+        assert_eq!(issued.authority, authority.pin());
+        let other = open("a secret", &make("a secret").unwrap()).unwrap();
+        assert_eq!([&authority, &other].map(|one| one.is_of(&CertificateDer::from(issued.der.clone()))), [true, false]);
         let (_, read) = X509Certificate::from_der(&issued.der).unwrap();
         assert!(read.subject_alternative_name().unwrap().is_none() && !read.is_ca());
         assert_eq!(read.raw_serial_as_string().replace(':', ""), issued.facts.serial);

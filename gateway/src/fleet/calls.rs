@@ -281,7 +281,8 @@ impl Calls {
         let bytes = body.map_err(|_| CallError::Slow)?.map_err(|error| CallError::Invalid(error.to_string()))?;
         let renewal: Renewal =
             serde_json::from_slice(&bytes.to_bytes()).map_err(|error| CallError::Invalid(error.to_string()))?;
-        let credential = enrolment.renew(asker.node, &renewal.request).await?;
+        let has = self.fleet.roster().get(&asker.node).and_then(|node| node.authority);
+        let credential = enrolment.renew(asker.node, has, &renewal).await?;
         let json = serde_json::to_vec(&credential).expect("a credential is words and numbers");
         Ok(Response::new(full(json.into())))
     }

@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use common::conduit::Conduit;
+use common::digest::Digest;
 use common::error::Chain;
 use common::protocol::{AgentMessage, GatewayMessage, Hello, Kind, MAX_FRAME_BYTES, VERSION};
 use futures_util::{SinkExt as _, StreamExt as _};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::codec::{Framed, FramedParts, LengthDelimitedCodec};
 use tokio_util::sync::CancellationToken;
@@ -58,13 +59,15 @@ enum Event {
     Silence,
     /// A successor accepts agents, or no longer does.
     Succession,
+    /// The fleet trusts other authorities.
+    Authorities,
 }
 
-/// Serves one stream from its registration to its end.
+/// Serves one stream from its registration to its end. The node has `shown` a certificate of this authority.
 pub(super) async fn run(
     stream: Conduit,
     rest: BytesMut,
-    hello: &Hello,
+    (hello, shown): (&Hello, Option<Digest>),
     fleet: &Fleet,
     calls: &Calls,
     stop: CancellationToken,
@@ -75,6 +78,7 @@ pub(super) async fn run(
     let this = STREAMS.fetch_add(1, Ordering::Relaxed);
     let node = hello.node;
     let Some(link) = fleet.link_of(node, hello.epoch, Kind::Control) else { return };
+    link.shows(shown);
     let end = match register(&mut frames, &link, this, fleet, calls, hello.protocol, &stop).await {
         Ok(mut orders) => serve(&mut frames, &link, this, fleet, &mut orders, &stop).await,
         Err(end) => end,
@@ -111,10 +115,11 @@ async fn register(
         first = timeout(LOST_AFTER, hear(frames)) => first.map_err(|_| End::Silent)??,
         () = stop.cancelled() => return Err(End::Stopping),
     };
-    let AgentMessage::Register { name, max_connections, deployments, labels } = first else {
+    let AgentMessage::Register { name, max_connections, deployments, labels, learns_authorities } = first else {
         return Err(End::NotRegistered);
     };
     link.max_connections.store(max_connections, Ordering::Relaxed);
+    link.learns_authorities.store(learns_authorities, Ordering::Relaxed);
     say(frames, &GatewayMessage::Welcome { protocol: VERSION }).await?;
     let unwanted = fleet.unwanted(deployments, |id| calls.routes.now().serves(id));
     if !unwanted.is_empty() {
@@ -136,9 +141,10 @@ async fn serve(
     stop: &CancellationToken,
 ) -> End {
     let (mut last, mut pulse) = (Instant::now(), Pulse::Steady);
-    let mut has_successor = fleet.has_successor();
-    // It may have come before this stream.
+    let (mut has_successor, mut authorities) = (fleet.has_successor(), fleet.authorities());
+    // What came before this stream is told, too.
     has_successor.mark_changed();
+    authorities.mark_changed();
     loop {
         let event = tokio::select! {
             said = hear(frames) => said.map(Event::Said),
@@ -146,6 +152,7 @@ async fn serve(
             order = orders.recv() => order.map(Event::Order).ok_or_else(|| no_orders(link)),
             () = link.ring.notified() => Ok(Event::Shortage),
             Ok(()) = has_successor.changed() => Ok(Event::Succession),
+            Ok(()) = authorities.changed() => Ok(Event::Authorities),
             () = link.pass.gone.cancelled() => Err(End::Removed),
             () = stop.cancelled() => Err(End::Stopping),
         };
@@ -180,6 +187,7 @@ async fn serve(
                 say(frames, &GatewayMessage::Successor).await
             }
             Ok(Event::Succession) => Ok(()),
+            Ok(Event::Authorities) => tell_authorities(frames, &mut authorities).await,
             Err(end) => Err(end),
         };
         if let Err(end) = done {
@@ -190,6 +198,12 @@ async fn serve(
             return end;
         }
     }
+}
+
+/// Nothing is told where all nodes are on this machine.
+async fn tell_authorities(frames: &mut Frames, authorities: &mut watch::Receiver<Vec<String>>) -> Result<(), End> {
+    let certificates = authorities.borrow_and_update().clone();
+    if certificates.is_empty() { Ok(()) } else { say(frames, &GatewayMessage::Authorities { certificates }).await }
 }
 
 /// Why nobody gives orders any more. One that was removed is told so, whichever of the two is noticed first.

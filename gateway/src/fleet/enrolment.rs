@@ -4,24 +4,28 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use bytes::{Bytes, BytesMut};
 use chrono::{DateTime, Utc};
 use common::base64;
 use common::conduit::Conduit;
+use common::digest::Digest;
 use common::error::Chain;
 use common::ids::{NodeId, UserId};
 use common::join_token::JoinToken;
 use common::node_url::NodeUrl;
-use common::protocol::{Credential, JoinAnswer, JoinRequest};
+use common::protocol::{Credential, JoinAnswer, JoinRequest, Renewal};
 use futures_util::{SinkExt, StreamExt as _};
 use store::Store;
 use store::fleet::{Joining, NewNode};
 use tokio::time::timeout;
 use tokio_util::codec::{Framed, FramedParts, LengthDelimitedCodec};
 
-use super::authority::{Authority, Issued};
+use super::authorities::Authorities;
+use super::authority::{Authority, AuthorityError, Issued};
 use super::config::NodePortArgs;
 use super::{Fleet, roster};
+use crate::config::Secrets;
 
 /// How long a join token can be handed out, in seconds.
 const TOKEN_SECONDS: u32 = 15 * 60;
@@ -40,9 +44,13 @@ const MAX_NAME: usize = 255;
 
 /// Takes nodes in.
 pub(crate) struct Enrolment {
-    authority: Authority,
-    store: Arc<dyn Store>,
-    args: NodePortArgs,
+    /// The node port has them, too.
+    pub(super) authorities: Arc<ArcSwap<Authorities>>,
+    /// Held while they are read; what it holds is the database's number of them.
+    pub(super) reading: tokio::sync::Mutex<Option<i64>>,
+    pub(super) store: Arc<dyn Store>,
+    pub(super) secrets: Secrets,
+    pub(super) args: NodePortArgs,
 }
 
 /// A token that was just made.
@@ -83,8 +91,21 @@ impl From<store::Error> for Refusal {
 }
 
 impl Enrolment {
-    pub(crate) fn new(authority: Authority, store: Arc<dyn Store>, args: NodePortArgs) -> Self {
-        Self { authority, store, args }
+    /// # Errors
+    /// The fleet's authorities cannot be had.
+    pub(crate) async fn open(
+        store: Arc<dyn Store>,
+        secrets: Secrets,
+        args: NodePortArgs,
+    ) -> Result<Self, AuthorityError> {
+        let authorities = Authorities::open(&*store, &secrets, args.names()).await?;
+        let authorities = Arc::new(ArcSwap::from_pointee(authorities));
+        Ok(Self { authorities, reading: tokio::sync::Mutex::default(), store, secrets, args })
+    }
+
+    /// The authorities that the fleet trusts, at any time.
+    pub(crate) fn authorities(&self) -> Arc<ArcSwap<Authorities>> {
+        Arc::clone(&self.authorities)
     }
 
     /// A fresh token, and where to use it; `host` is how the operator reaches us. `None` where there is no node port.
@@ -93,7 +114,7 @@ impl Enrolment {
     /// The database fails.
     pub(crate) async fn invite(&self, made_by: UserId, host: &str) -> Result<Option<Invitation>, store::Error> {
         let Some(url) = self.args.url(host) else { return Ok(None) };
-        let token = JoinToken::new(rand::random(), self.authority.pin());
+        let token = JoinToken::new(rand::random(), self.authorities.load().current.pin());
         let expires_at = self.store.add_join_token(token.hash(), made_by, TOKEN_SECONDS).await?;
         Ok(Some(Invitation { token, url, expires_at }))
     }
@@ -119,8 +140,9 @@ impl Enrolment {
         let JoinRequest { secret, name, request } = serde_json::from_slice(frame).map_err(|_| Refusal::Garbled)?;
         let token = JoinToken::hash_of(&secret).ok_or(Refusal::Unknown)?;
         let (node, name) = (NodeId::new(), tidy(&name));
-        let issued = self.issue(node, &request)?;
-        let new = NewNode { id: node, name: name.clone(), certificate: issued.facts.clone() };
+        let issued = self.issue(&self.authorities.load().current, node, &request)?;
+        let (certificate, authority) = (issued.facts.clone(), issued.authority);
+        let new = NewNode { id: node, name: name.clone(), certificate, authority };
         let joined = timeout(STORE_DEADLINE, self.store.join_node(token, new)).await;
         match joined.map_err(|_| Refusal::Late)?? {
             Joining::Joined => {}
@@ -134,27 +156,33 @@ impl Enrolment {
         Ok(self.credential(node, &issued))
     }
 
-    /// A new certificate for a node that has one.
+    /// A new certificate for a node that has shown one of the authority `has`.
     ///
     /// # Errors
     /// The request is not valid, or the node was removed.
-    pub(super) async fn renew(&self, node: NodeId, request: &str) -> Result<Credential, Refusal> {
-        let issued = self.issue(node, request)?;
+    pub(super) async fn renew(
+        &self,
+        node: NodeId,
+        has: Option<Digest>,
+        renewal: &Renewal,
+    ) -> Result<Credential, Refusal> {
+        let issued = self.issue(self.authorities.load().certifier(&renewal.trusts, has), node, &renewal.request)?;
         let noted = timeout(STORE_DEADLINE, self.store.renew_node(node, issued.facts.clone())).await;
         noted.map_err(|_| Refusal::Late)??;
         tracing::info!(%node, "a node renewed its certificate");
         Ok(self.credential(node, &issued))
     }
 
-    fn issue(&self, node: NodeId, request: &str) -> Result<Issued, Refusal> {
+    fn issue(&self, authority: &Authority, node: NodeId, request: &str) -> Result<Issued, Refusal> {
         let request = base64::decode(request).map_err(|_| Refusal::Garbled)?;
-        self.authority.issue(node, &request, self.args.certificate_lifetime()).map_err(Refusal::Request)
+        authority.issue(node, &request, self.args.certificate_lifetime()).map_err(Refusal::Request)
     }
 
     fn credential(&self, node: NodeId, issued: &Issued) -> Credential {
         Credential {
             node,
             certificate: base64::encode(&issued.der),
+            authority: Some(issued.authority),
             lifetime_seconds: self.args.node_certificate_seconds,
             now: Utc::now(),
         }

@@ -23,6 +23,7 @@ use crate::hand_over::Elder;
 use crate::metrics::Metrics;
 
 mod attendance;
+pub(crate) mod authorities;
 pub(crate) mod authority;
 mod build;
 pub(crate) mod calls;
@@ -40,6 +41,7 @@ mod recent;
 pub(crate) mod reception;
 mod retries;
 pub(crate) mod roster;
+mod rotation;
 pub(crate) mod scrape;
 pub(crate) mod stock;
 mod succession;
@@ -107,6 +109,8 @@ struct Inner {
     pending: Mutex<HashMap<DeploymentId, Arc<DeploymentSpec>>>,
     /// Versions that are made warm before they serve.
     warming: Mutex<HashMap<DeploymentId, Arc<DeploymentSpec>>>,
+    /// The certificates of the authorities that the fleet trusts; none where all nodes are on this machine.
+    authorities: watch::Sender<Vec<String>>,
     /// Whether a successor accepts agents, and this gateway none.
     has_successor: watch::Sender<bool>,
     /// The gateway whose place this one has taken, until that one has ended.
@@ -174,6 +178,7 @@ impl Fleet {
             control,
             pending: Mutex::default(),
             warming: Mutex::default(),
+            authorities: watch::Sender::new(Vec::new()),
             has_successor: watch::Sender::new(false),
             elder: ArcSwapOption::empty(),
             metrics,

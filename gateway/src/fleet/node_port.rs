@@ -3,9 +3,11 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use common::conduit::{Conduit, Socket};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
@@ -13,7 +15,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::authority::{Authority, AuthorityError, node_of};
+use super::authorities::Authorities;
+use super::authority::{AuthorityError, node_of};
 use super::config::NodePortArgs;
 use super::reception::{Dialler, Reception, Turned};
 use crate::edge::seats::Seats;
@@ -35,7 +38,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// The bound port.
 pub(crate) struct NodePort {
     listener: std::net::TcpListener,
-    tls: TlsAcceptor,
+    authorities: Arc<ArcSwap<Authorities>>,
 }
 
 /// The node port cannot be had.
@@ -65,19 +68,18 @@ impl NodePort {
     /// Binds the port, if the settings name one, unless the gateway before this one has it bound there.
     ///
     /// # Errors
-    /// It is taken, or TLS cannot be set up.
+    /// It is taken.
     pub(crate) fn open(
         args: &NodePortArgs,
         bound: Option<std::net::TcpListener>,
-        authority: &Authority,
+        authorities: Arc<ArcSwap<Authorities>>,
     ) -> Result<Option<Self>, NodePortError> {
         let Some(address) = args.node_addr else { return Ok(None) };
         let bound = bound.and_then(|bound| bound_at(bound, address));
         let bound = bound.map_or_else(|| std::net::TcpListener::bind(address), Ok);
         let listener = bound.and_then(|listener| listener.set_nonblocking(true).map(|()| listener));
         let listener = listener.map_err(|source| NodePortError::Address { address, source })?;
-        let tls = authority.server_config(args.names())?;
-        Ok(Some(Self { listener, tls: TlsAcceptor::from(Arc::new(tls)) }))
+        Ok(Some(Self { listener, authorities }))
     }
 
     /// The port once more, for a successor.
@@ -115,19 +117,19 @@ impl NodePort {
                 reception.turn_away(&Turned::Crowded);
                 continue;
             };
-            let (tls, reception, stop) = (self.tls.clone(), reception.clone(), stop.clone());
+            let (authorities, reception, stop) = (self.authorities.load_full(), reception.clone(), stop.clone());
             tasks.spawn(async move {
                 let shaken = tokio::select! {
-                    shaken = shake(tls, stream) => shaken,
+                    shaken = shake(&authorities, stream) => shaken,
                     () = stop.cancelled() => return,
                 };
                 match shaken {
                     // Whoever has shown a certificate makes room for the next; a stranger keeps his seat.
-                    Ok((stream, dialler @ Dialler::Node(_))) => {
+                    Ok((stream, node, Some(trusted))) => {
                         drop(seat);
-                        reception.receive(stream, dialler, stop).await;
+                        receive_while(&trusted, &reception, stream, node, &stop).await;
                     }
-                    Ok((stream, dialler)) => reception.receive(stream, dialler, stop).await,
+                    Ok((stream, stranger, None)) => reception.receive(stream, stranger, stop).await,
                     Err(turned) => reception.turn_away(&turned),
                 }
             });
@@ -137,13 +139,40 @@ impl NodePort {
     }
 }
 
-async fn shake(tls: TlsAcceptor, stream: TcpStream) -> Result<(Conduit, Dialler), Turned> {
-    let socket = Socket::new(stream)?;
+/// Who dialled, and until when his certificate is trusted if he has one.
+async fn shake(
+    authorities: &Authorities,
+    stream: TcpStream,
+) -> Result<(Conduit, Dialler, Option<CancellationToken>), Turned> {
+    let (socket, tls) = (Socket::new(stream)?, TlsAcceptor::from(Arc::clone(&authorities.tls)));
     let shaken = timeout(HANDSHAKE_DEADLINE, tls.accept(socket)).await.map_err(|_| Turned::NoHandshake)?;
     let stream = shaken.map_err(Turned::Handshake)?;
-    let dialler = match stream.get_ref().1.peer_certificates() {
-        None | Some([]) => Dialler::Stranger,
-        Some([certificate, ..]) => Dialler::Node(node_of(certificate).ok_or(Turned::Certificate)?),
+    let (dialler, trusted) = match stream.get_ref().1.peer_certificates() {
+        None | Some([]) => (Dialler::Stranger, None),
+        Some([certificate, ..]) => {
+            let node = node_of(certificate).ok_or(Turned::Certificate)?;
+            let authority = authorities.of(certificate);
+            (Dialler::Node(node, authority.pin()), Some(authority.trusted.clone()))
+        }
     };
-    Ok((Conduit::Tls(Box::new(stream.into())), dialler))
+    Ok((Conduit::Tls(Box::new(stream.into())), dialler, trusted))
+}
+
+/// Serves a connection until `stop`, or until its certificate is `trusted` no more.
+async fn receive_while(
+    trusted: &CancellationToken,
+    reception: &Reception,
+    stream: Conduit,
+    dialler: Dialler,
+    stop: &CancellationToken,
+) {
+    let stop = stop.child_token();
+    let mut received = pin!(reception.receive(stream, dialler, stop.clone()));
+    tokio::select! {
+        () = received.as_mut() => {}
+        () = trusted.cancelled() => {
+            stop.cancel();
+            received.await;
+        }
+    }
 }

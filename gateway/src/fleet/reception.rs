@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use common::conduit::Conduit;
+use common::digest::Digest;
 use common::error::Chain;
 use common::ids::NodeId;
 use common::protocol::{GatewayMessage, Hello, Kind, MAX_HELLO_BYTES, VERSION};
@@ -30,8 +31,8 @@ const MAX_CONNECTIONS: usize = 8192;
 pub(super) enum Dialler {
     /// A program of this machine and user.
     Local,
-    /// The node that a certificate of the fleet's authority names.
-    Node(NodeId),
+    /// The node that a certificate of the fleet names, and the digest of the authority that it is of.
+    Node(NodeId, Digest),
     /// Somebody without a certificate.
     Stranger,
 }
@@ -149,7 +150,10 @@ impl Reception {
         }
         let (fleet, calls) = (&self.fleet, &self.calls);
         match hello.kind {
-            Kind::Control => control_stream::run(stream, rest, &hello, fleet, calls, stop).await,
+            Kind::Control => {
+                let shown = if let Dialler::Node(_, authority) = dialler { Some(authority) } else { None };
+                control_stream::run(stream, rest, (&hello, shown), fleet, calls, stop).await;
+            }
             Kind::Calls => {
                 let asker =
                     Asker { node: hello.node, pass: fleet.pass_of(hello.node), is_local: dialler == Dialler::Local };
@@ -177,10 +181,10 @@ impl Reception {
         match (dialler, hello.kind) {
             (Dialler::Stranger, Kind::Join) => Ok(()),
             (Dialler::Stranger, _) => Err(Turned::NoCertificate),
-            (Dialler::Local | Dialler::Node(_), Kind::Join) => Err(Turned::NoJoining),
+            (Dialler::Local | Dialler::Node(..), Kind::Join) => Err(Turned::NoJoining),
             (Dialler::Local, _) => Ok(()),
-            (Dialler::Node(node), _) if node != hello.node => Err(Turned::Imposter { node, claimed: hello.node }),
-            (Dialler::Node(node), _) => {
+            (Dialler::Node(node, _), _) if node != hello.node => Err(Turned::Imposter { node, claimed: hello.node }),
+            (Dialler::Node(node, _), _) => {
                 let admitted = roster::admit(&self.fleet, &*self.calls.store, node).await;
                 admitted.map_err(|stranger| Turned::Foreign(node, stranger))
             }

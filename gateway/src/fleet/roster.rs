@@ -101,12 +101,16 @@ pub(crate) async fn run(fleet: Fleet, store: std::sync::Arc<dyn Store>, gateway:
             () = end.cancelled() => return,
         }
         let linked: Vec<_> = fleet.nodes().iter().map(|node| node.link.node).collect();
-        let noted = store.nodes_seen(gateway, &linked).await;
-        // When others saw a node last is no change that is told, and the homes want to know it.
-        let done = match noted {
-            Ok(()) => reload(&fleet, &*store).await,
-            Err(error) => Err(error),
+        let noted = async {
+            store.nodes_seen(gateway, &linked).await?;
+            for (node, authority) in fleet.moved() {
+                store.node_moved(node, authority).await?;
+                tracing::info!(%node, %authority, "it is noted of which authority the node has a certificate");
+            }
+            // When others saw a node last is no change that is told, and the homes want to know it.
+            reload(&fleet, &*store).await
         };
+        let done = noted.await;
         // Once, and not each time.
         if let (Err(error), true) = (&done, answers) {
             tracing::warn!(error = %Chain(error), "it cannot be noted which nodes are linked: what is known of them stays");

@@ -345,6 +345,7 @@ async fn agents_that_are_turned_away() {
         max_connections: 1,
         deployments: vec![stale],
         labels: Labels::default(),
+        learns_authorities: false,
     };
     assert!(say(&mut back, &register).await);
     let mut orders = Vec::new();

@@ -88,6 +88,7 @@ async fn a_former_life_is_fenced() {
             max_connections: 100,
             deployments: vec![],
             labels: Labels::default(),
+            learns_authorities: false,
         };
         assert!(say(&mut control, &register).await);
         control

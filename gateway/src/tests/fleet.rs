@@ -38,24 +38,24 @@ use super::node::Node;
 use crate::fleet::node_port::MAX_HANDSHAKES_EACH;
 
 /// A gateway with a node port, and its operator.
-struct Door {
-    house: House,
-    address: SocketAddr,
-    token: String,
-    store: Arc<dyn Store>,
+pub(super) struct Door {
+    pub(super) house: House,
+    pub(super) address: SocketAddr,
+    pub(super) token: String,
+    pub(super) store: Arc<dyn Store>,
 }
 
 /// What a machine has that joined.
-struct Member {
+pub(super) struct Member {
     node: NodeId,
     certificate: CertificateDer<'static>,
     key: KeyPair,
 }
 
-type Stream = TlsStream<TcpStream>;
+pub(super) type Stream = TlsStream<TcpStream>;
 
 impl Door {
-    async fn open() -> Self {
+    pub(super) async fn open() -> Self {
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let house = House::start(&["--node-addr", &free.to_string(), "--node-certificate-seconds", "60"]).await;
         let (_, token) = house.user("operator@example.org").await;
@@ -63,7 +63,7 @@ impl Door {
         Self { house, address: free, token, store }
     }
 
-    async fn invite(&self) -> JoinToken {
+    pub(super) async fn invite(&self) -> JoinToken {
         let answer = self.house.ask(post("/api/nodes/tokens", &self.token, "")).await.expect(201, "").json();
         let line = answer["command"].as_str().unwrap();
         assert_eq!(line, format!("dartcloud node join https://{} {}", self.address, answer["token"].as_str().unwrap()));
@@ -76,7 +76,12 @@ impl Door {
     }
 
     async fn shake_over(&self, tcp: TcpStream, member: Option<&Member>) -> Stream {
-        let authority = self.store.authority().await.unwrap().unwrap().certificate;
+        let authority = self.store.authorities().await.unwrap().unwrap().current.certificate;
+        self.shake_with(authority, tcp, member).await
+    }
+
+    /// The same, by whoever trusts this authority alone.
+    pub(super) async fn shake_with(&self, authority: Vec<u8>, tcp: TcpStream, member: Option<&Member>) -> Stream {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from(authority)).unwrap();
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -95,7 +100,7 @@ impl Door {
         TlsConnector::from(Arc::new(config)).connect(name, tcp).await.unwrap()
     }
 
-    async fn dial(&self, member: Option<&Member>, hello: &Hello) -> Stream {
+    pub(super) async fn dial(&self, member: Option<&Member>, hello: &Hello) -> Stream {
         let mut stream = self.shake(member).await;
         let mut line = serde_json::to_vec(hello).unwrap();
         line.push(b'\n');
@@ -112,7 +117,7 @@ impl Door {
         serde_json::from_slice(&heard(&mut frames).await).unwrap()
     }
 
-    async fn join(&self) -> Member {
+    pub(super) async fn join(&self) -> Member {
         let (token, key) = (self.invite().await, KeyPair::generate().unwrap());
         match self.ask_to_join(VERSION, token.secret(), &key).await {
             JoinAnswer::Joined(credential) => Member::of(&credential, key),
@@ -128,13 +133,14 @@ impl Door {
     }
 
     /// A control stream that says `hello` and registers, and what it hears first.
-    async fn control(&self, member: Option<&Member>, hello: &Hello) -> (Control, GatewayMessage) {
+    pub(super) async fn control(&self, member: Option<&Member>, hello: &Hello) -> (Control, GatewayMessage) {
         let mut control = Framed::new(self.dial(member, hello).await, LengthDelimitedCodec::new());
         let register = AgentMessage::Register {
             name: "a machine".into(),
             max_connections: 8,
             deployments: vec![],
             labels: Labels::default(),
+            learns_authorities: false,
         };
         control.send(Bytes::from(serde_json::to_vec(&register).unwrap())).await.unwrap();
         let first = serde_json::from_slice(&heard(&mut control).await).unwrap();
@@ -149,7 +155,7 @@ impl Door {
     }
 
     /// A call of the node's own.
-    async fn asks(&self, member: &Member, request: Request<Full<Bytes>>) -> Answer {
+    pub(super) async fn asks(&self, member: &Member, request: Request<Full<Bytes>>) -> Answer {
         let stream = self.dial(Some(member), &member.hello(Kind::Calls)).await;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
         tokio::spawn(connection);
@@ -162,25 +168,25 @@ impl Door {
     }
 }
 
-type Control = Framed<Stream, LengthDelimitedCodec>;
+pub(super) type Control = Framed<Stream, LengthDelimitedCodec>;
 
-async fn heard(frames: &mut Control) -> Bytes {
+pub(super) async fn heard(frames: &mut Control) -> Bytes {
     timeout(PATIENCE, frames.next()).await.unwrap().unwrap().unwrap().freeze()
 }
 
 /// Waits until the gateway closes a connection that it had nothing to say on.
-async fn closed(stream: &mut Stream) {
+pub(super) async fn closed(stream: &mut Stream) {
     let mut rest = [0; 16];
     assert!(matches!(timeout(PATIENCE, stream.read(&mut rest)).await.unwrap(), Ok(0) | Err(_)));
 }
 
 impl Member {
-    fn of(credential: &Credential, key: KeyPair) -> Self {
+    pub(super) fn of(credential: &Credential, key: KeyPair) -> Self {
         let certificate = CertificateDer::from(base64::decode(&credential.certificate).unwrap());
         Self { node: credential.node, certificate, key }
     }
 
-    fn hello(&self, kind: Kind) -> Hello {
+    pub(super) fn hello(&self, kind: Kind) -> Hello {
         Hello { protocol: VERSION, node: self.node, kind, epoch: 0 }
     }
 }
@@ -211,6 +217,9 @@ async fn only_the_operator_has_nodes() {
     for request in [
         get("/api/nodes", &other),
         post("/api/nodes/tokens", &other, ""),
+        get("/api/nodes/authority", &other),
+        post("/api/nodes/authority/rotate", &other, ""),
+        post("/api/nodes/authority/finish?force=true", &other, ""),
         post(&format!("{path}/drain"), &other, ""),
         call(Method::DELETE, &path, &other, ""),
     ] {
@@ -226,6 +235,7 @@ async fn only_the_operator_has_nodes() {
     let (_, operator) = house.user("operator@example.org").await;
     let answer = house.ask(post("/api/nodes/tokens", &operator, "")).await.expect(409, "conflict");
     assert!(answer.text.contains("NODE_ADDR"), "{}", answer.text);
+    house.ask(get("/api/nodes/authority", &operator)).await.expect(409, "conflict");
     house.stopped().await;
 }
 
@@ -292,7 +302,7 @@ async fn a_certificate_is_renewed() {
     let member = door.join().await;
     let key = KeyPair::generate().unwrap();
     let request = base64::encode(CertificateParams::default().serialize_request(&key).unwrap().der());
-    let renewal = serde_json::to_string(&Renewal { request }).unwrap();
+    let renewal = serde_json::to_string(&Renewal { request, trusts: vec![] }).unwrap();
     let answer = door.asks(&member, post("/certificate", "", &renewal)).await;
     assert_eq!(answer.status, StatusCode::OK, "{answer:?}");
     let renewed = Member::of(&serde_json::from_str(&answer.text).unwrap(), key);

@@ -12,6 +12,7 @@ mod node;
 mod once;
 mod proxies;
 mod raw;
+mod rotation;
 mod shares;
 mod stop;
 mod targets;

@@ -147,6 +147,7 @@ impl Peer {
             max_connections: 100,
             deployments: vec![],
             labels: Labels::default(),
+            learns_authorities: false,
         };
         assert!(say(&mut frames, &register).await);
         let mut beat = tokio::time::interval(Duration::from_millis(HEARTBEAT_MS));
@@ -184,7 +185,9 @@ impl Peer {
                                 self.speak.notify_one();
                             }
                         }
-                        GatewayMessage::Welcome { .. } | GatewayMessage::Successor => {}
+                        GatewayMessage::Welcome { .. }
+                        | GatewayMessage::Authorities { .. }
+                        | GatewayMessage::Successor => {}
                         GatewayMessage::Refused { reason } => panic!("{reason}"),
                     },
                     _ => return,

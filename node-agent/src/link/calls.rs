@@ -197,9 +197,13 @@ impl Calls {
         .await
     }
 
-    /// A certificate for the key of a signing request.
-    pub(crate) async fn renew_certificate(&self, request: String) -> Result<Credential, CallError> {
-        let json = Bytes::from(serde_json::to_vec(&Renewal { request }).expect("a renewal is a word"));
+    /// A certificate for the key of a signing request, of one of the authorities that this node trusts.
+    pub(crate) async fn renew_certificate(
+        &self,
+        request: String,
+        trusts: Vec<Digest>,
+    ) -> Result<Credential, CallError> {
+        let json = Bytes::from(serde_json::to_vec(&Renewal { request, trusts }).expect("a renewal is words"));
         within(CALL_DEADLINE, async {
             let body = || Full::new(json.clone()).map_err(|never| match never {}).boxed_unsync();
             let answer = self.send(&|| Ok(self::request(Method::POST, calls::CERTIFICATE, body()))).await?;

@@ -11,6 +11,7 @@ use common::protocol::{
     AgentMessage, GatewayMessage, HEARTBEAT_MS, Kind, MAX_FRAME_BYTES, MAX_METRICS_BYTES, NodeState,
 };
 use futures_util::{SinkExt as _, StreamExt as _};
+use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::codec::{Framed, LengthDelimitedCodec};
 use tokio_util::sync::CancellationToken;
@@ -65,7 +66,8 @@ type Frames = Framed<Conduit, LengthDelimitedCodec>;
 pub(super) enum End {
     /// This agent left.
     Left,
-    /// Another process takes the gateway's place. This one still has calls, and its stream goes on.
+    /// Another stream takes its place: another process has the gateway's, or this node shows another certificate. This one
+    /// still has calls, and goes on.
     Succeeded(Box<Stream>),
 }
 
@@ -73,12 +75,15 @@ pub(super) enum End {
 pub(super) struct Stream {
     frames: Frames,
     session: Session,
+    /// Whether this node has another authority's certificate than the stream was dialled with.
+    moved: watch::Receiver<()>,
     _visit: Visit,
 }
 
 enum Event {
     Heard(Option<io::Result<bytes::BytesMut>>),
     HeartbeatDue,
+    Moved,
     Leave,
 }
 
@@ -97,16 +102,17 @@ pub(super) async fn run(
     leave: &CancellationToken,
     backoff: &mut Backoff,
 ) -> Result<End, ControlError> {
+    // Before the dial, so that nothing is missed.
+    let moved = link.all.notices.moved();
     let joined = tokio::select! { joined = join(link) => joined, () = leave.cancelled() => return Ok(End::Left) };
     let (frames, mut visit) = joined?;
     tracing::info!(gateway = %link.gateway.dialer.way, node = %link.gateway.dialer.node, "linked with the gateway");
     visit.welcome();
     backoff.reset();
-    let mut stream = Stream { frames, session: work.begin(), _visit: visit };
+    let mut stream = Stream { frames, session: work.begin(), moved, _visit: visit };
     if !stream.serve(link, leave, false).await? {
         return Ok(End::Left);
     }
-    tracing::info!(gateway = %link.gateway.dialer.way, "another process takes the gateway's place");
     link.gateway.succeeded();
     Ok(End::Succeeded(Box::new(stream)))
 }
@@ -119,7 +125,7 @@ impl Stream {
         }
     }
 
-    /// Serves until `leave`, or until there is a successor, and then says so.
+    /// Serves until `leave`, or until another stream is to take this one's place, and then says so.
     async fn serve(&mut self, link: &Link, leave: &CancellationToken, is_former: bool) -> Result<bool, ControlError> {
         let mut heartbeat = interval(Duration::from_millis(HEARTBEAT_MS));
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -127,12 +133,16 @@ impl Stream {
             let event = tokio::select! {
                 frame = self.frames.next() => Event::Heard(frame),
                 _ = heartbeat.tick() => Event::HeartbeatDue,
+                Ok(()) = self.moved.changed(), if !is_former => Event::Moved,
                 () = leave.cancelled() => Event::Leave,
             };
             match event {
                 Event::Heard(None) => return Err(ControlError::Closed),
                 Event::Heard(Some(frame)) => match obey(link, &self.session, &frame?, is_former)? {
-                    Obeyed::HasSuccessor if !is_former => return Ok(true),
+                    Obeyed::HasSuccessor if !is_former => {
+                        tracing::info!(gateway = %link.gateway.dialer.way, "another process takes the gateway's place");
+                        return Ok(true);
+                    }
                     Obeyed::Answers(answer) => say(&mut self.frames, &answer).await?,
                     Obeyed::HasSuccessor | Obeyed::GoesOn => {}
                 },
@@ -141,6 +151,10 @@ impl Stream {
                     let tells = tells(link).map(|tells| tells && !is_former);
                     let state = NodeState { tells, ..link.all.orders.state() };
                     say(&mut self.frames, &AgentMessage::Heartbeat(state)).await?;
+                }
+                Event::Moved => {
+                    tracing::info!(gateway = %link.gateway.dialer.way, "linking anew with the new authority's certificate");
+                    return Ok(true);
                 }
                 Event::Leave => return Ok(false),
             }
@@ -159,6 +173,7 @@ async fn join(link: &Link) -> Result<(Frames, Visit), ControlError> {
         max_connections: all.args.link_max_connections,
         deployments: all.orders.state().warm,
         labels: all.labels.clone(),
+        learns_authorities: true,
     };
     say(&mut frames, &register).await?;
     let first = timeout(ANSWER_DEADLINE, frames.next()).await.map_err(|_| ControlError::Deadline)?;
@@ -170,6 +185,7 @@ async fn join(link: &Link) -> Result<(Frames, Visit), ControlError> {
         | GatewayMessage::Retire { .. }
         | GatewayMessage::Keep { .. }
         | GatewayMessage::Tell
+        | GatewayMessage::Authorities { .. }
         | GatewayMessage::Successor => {
             Err(io::Error::new(io::ErrorKind::InvalidData, "an order came before the welcome").into())
         }
@@ -185,6 +201,9 @@ fn obey(link: &Link, session: &Session, frame: &[u8], is_former: bool) -> Result
         // What is to be kept, the successor says.
         Ok(GatewayMessage::Keep { .. }) if is_former => {}
         Ok(GatewayMessage::Keep { warm }) => link.all.orders.keep(link.gateway.number, &warm),
+        // The same.
+        Ok(GatewayMessage::Authorities { .. }) if is_former => {}
+        Ok(GatewayMessage::Authorities { certificates }) => link.all.notices.authorities_are(certificates),
         Ok(GatewayMessage::Tell) => return Ok(Obeyed::Answers(metrics(link))),
         Ok(GatewayMessage::Refused { reason }) => return Err(ControlError::Refused(reason)),
         Ok(GatewayMessage::Successor) => return Ok(Obeyed::HasSuccessor),

@@ -58,10 +58,12 @@ pub(crate) enum DialError {
     Late,
     #[error("this machine's clock says that the gateway's certificate is not valid now: set the clock right")]
     Clock(#[source] io::Error),
-    #[error("whoever answers there is not this fleet's gateway")]
+    #[error(
+        "whoever answers there is not this fleet's gateway, or the fleet got a new authority without this node; then let this machine join again with a new token, from an empty DATA_DIR"
+    )]
     Foreign(#[source] io::Error),
     #[error(
-        "the gateway does not take this node's certificate: it has ended, or the fleet has a new authority; let this machine join again with a new token"
+        "the gateway does not take this node's certificate: it has ended, or the fleet has a new authority; let this machine join again with a new token, from an empty DATA_DIR"
     )]
     Refused(#[source] io::Error),
 }

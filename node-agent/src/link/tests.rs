@@ -146,6 +146,7 @@ struct Agent {
     orders: Arc<Echo>,
     stops: Stops,
     readiness: Readiness,
+    notices: Arc<Notices>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -161,6 +162,7 @@ fn start_with(gateways: Arc<Gateways>) -> Agent {
         retirement: Notify::new(),
     });
     let (stops, readiness, registry) = (Stops::default(), Readiness::default(), Registry::new());
+    let notices = Arc::<Notices>::default();
     let links = Links {
         gateways,
         labels: Labels::default(),
@@ -170,9 +172,10 @@ fn start_with(gateways: Arc<Gateways>) -> Agent {
         readiness: readiness.clone(),
         metrics: Metrics::new(&registry).unwrap(),
         told: Some(registry),
+        notices: Arc::clone(&notices),
     };
     let task = tokio::spawn(links.run(stops.clone()));
-    Agent { orders, stops, readiness, task }
+    Agent { orders, stops, readiness, notices, task }
 }
 
 async fn get(sender: &mut hyper::client::conn::http1::SendRequest<Full<Bytes>>, path: &str) -> (Bytes, bool) {

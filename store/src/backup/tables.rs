@@ -35,7 +35,7 @@ pub(super) struct Table {
     key: &'static str,
 }
 
-/// The fleet's authority, whose key is sealed.
+/// The fleet's authority, and the one before while it is trusted; their keys are sealed.
 pub(super) const AUTHORITY: &str = "fleet_authority";
 
 /// What is of the moment, and in no backup.
@@ -70,7 +70,18 @@ pub(super) const TABLES: &[Table] = &[
             ("created_at", Time),
         ],
     ),
-    main(AUTHORITY, "one", &[("one", Boolean), ("certificate", Bytes), ("sealed_key", Bytes), ("created_at", Time)]),
+    main(
+        AUTHORITY,
+        "one",
+        &[
+            ("one", Boolean),
+            ("certificate", Bytes),
+            ("sealed_key", Bytes),
+            ("former_certificate", Bytes),
+            ("former_sealed_key", Bytes),
+            ("created_at", Time),
+        ],
+    ),
     main(
         "join_tokens",
         "hash",
@@ -87,6 +98,7 @@ pub(super) const TABLES: &[Table] = &[
             ("duty", Text),
             ("certificate_serial", Text),
             ("certificate_expires_at", Time),
+            ("certificate_authority", Bytes),
             ("last_seen_at", Time),
             ("created_at", Time),
             ("updated_at", Time),

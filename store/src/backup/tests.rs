@@ -81,9 +81,11 @@ async fn fill(bench: &Bench) {
     bench.store.insert_records(&records).await.unwrap();
     let authority = Authority { certificate: vec![0, 1, 255], sealed_key: vec![7; 50] };
     bench.store.found_authority(authority).await.unwrap();
+    let next = Authority { certificate: vec![2, 0, 255], sealed_key: vec![8; 50] };
+    assert!(bench.store.rotate_authority(&[0, 1, 255], next).await.unwrap());
     bench.store.add_join_token(hash, made_by, 60).await.unwrap();
     let certificate = CertificateFacts { serial: "0a".to_owned(), expires_at: Utc::now() };
-    let node = NewNode { id: NodeId::new(), name: "one".to_owned(), certificate };
+    let node = NewNode { id: NodeId::new(), name: "one".to_owned(), certificate, authority: hash };
     assert_eq!(bench.store.join_node(hash, node).await.unwrap(), Joining::Joined);
     bench.store.node_linked(NodeId::new(), "two", &"zone=a".parse().unwrap()).await.unwrap();
     let value = json!({"a": [1, 2.5, null, true], "ü": "\"\\ \n"}).to_string();
@@ -318,9 +320,9 @@ async fn the_authority_can_be_left_out() {
     shelf.back_up(&bench).await;
     let rooms = Rooms::sqlite();
     let mut backup = Backup::open(&shelf.file(), &Progress::default()).await.unwrap();
-    assert_eq!(backup.authority().unwrap().certificate, [0, 1, 255]);
+    assert_eq!(backup.authority().unwrap().certificate, [2, 0, 255]);
     backup.forget_authority();
     backup.restore(&place(&rooms), &shelf.artifacts, false, &Progress::default()).await.unwrap();
     let store = rooms.open().await;
-    assert!(store.authority().await.unwrap().is_none() && store.nodes().await.unwrap().len() == 2);
+    assert!(store.authorities().await.unwrap().is_none() && store.nodes().await.unwrap().len() == 2);
 }

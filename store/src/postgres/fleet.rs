@@ -8,27 +8,54 @@ use sqlx::PgPool;
 use uuid::Uuid;
 
 use crate::Error;
-use crate::fleet::{Authority, CertificateFacts, Duty, Joining, LABEL, NODES, NewNode, Node, NodeRow};
+use crate::fleet::{
+    AUTHORITIES, Authorities, Authority, AuthorityRow, CertificateFacts, Duty, Joining, LABEL, MOVE, NODES, NOTE_FIRST,
+    NewNode, Node, NodeRow, RESEAL, ROTATE,
+};
 use crate::rows::{all, timestamp};
 
-pub(super) async fn authority(pool: &PgPool) -> Result<Option<Authority>, Error> {
-    let row: Option<(Vec<u8>, Vec<u8>)> =
-        sqlx::query_as("SELECT certificate, sealed_key FROM fleet_authority").fetch_optional(pool).await?;
-    Ok(row.map(|(certificate, sealed_key)| Authority { certificate, sealed_key }))
+pub(super) async fn authorities(pool: &PgPool) -> Result<Option<Authorities>, Error> {
+    let row: Option<AuthorityRow> = sqlx::query_as(AUTHORITIES).fetch_optional(pool).await?;
+    Ok(row.map(Authorities::from))
 }
 
-pub(super) async fn found(pool: &PgPool, new: Authority) -> Result<Authority, Error> {
+pub(super) async fn found(pool: &PgPool, new: Authority) -> Result<Authorities, Error> {
     sqlx::query("INSERT INTO fleet_authority (certificate, sealed_key) VALUES ($1, $2) ON CONFLICT DO NOTHING")
         .bind(new.certificate)
         .bind(new.sealed_key)
         .execute(pool)
         .await?;
-    authority(pool).await?.ok_or(Error::NotFound)
+    authorities(pool).await?.ok_or(Error::NotFound)
+}
+
+pub(super) async fn rotate(pool: &PgPool, before: &[u8], next: Authority) -> Result<bool, Error> {
+    let mut tx = pool.begin().await?;
+    let done = sqlx::query(ROTATE).bind(before).bind(next.certificate).bind(next.sealed_key).execute(&mut *tx).await?;
+    if done.rows_affected() == 0 {
+        return Ok(false);
+    }
+    sqlx::query(NOTE_FIRST).bind(&Digest::of(before).bytes()[..]).execute(&mut *tx).await?;
+    tx.commit().await?;
+    Ok(true)
+}
+
+pub(super) async fn end_former(pool: &PgPool, former: &[u8], force: bool) -> Result<bool, Error> {
+    let done = sqlx::query(
+        "UPDATE fleet_authority SET former_certificate = NULL, former_sealed_key = NULL
+         WHERE former_certificate = $1 AND ($2 OR NOT EXISTS (
+           SELECT 1 FROM nodes WHERE duty <> 'removed' AND certificate_expires_at > LOCALTIMESTAMP
+             AND (certificate_authority IS NULL OR certificate_authority = $3)))",
+    )
+    .bind(former)
+    .bind(force)
+    .bind(&Digest::of(former).bytes()[..])
+    .execute(pool)
+    .await?;
+    Ok(done.rows_affected() == 1)
 }
 
 pub(super) async fn reseal(pool: &PgPool, old: &[u8], new: &[u8]) -> Result<(), Error> {
-    let update = "UPDATE fleet_authority SET sealed_key = $2 WHERE sealed_key = $1";
-    Ok(sqlx::query(update).bind(old).bind(new).execute(pool).await.map(drop)?)
+    Ok(sqlx::query(RESEAL).bind(old).bind(new).execute(pool).await.map(drop)?)
 }
 
 pub(super) async fn add_token(
@@ -71,10 +98,12 @@ pub(super) async fn join(pool: &PgPool, token: Digest, node: NewNode) -> Result<
         });
     }
     sqlx::query(
-        "INSERT INTO nodes (id, name, duty, certificate_serial, certificate_expires_at) VALUES ($1, $2, 'active', $3, $4)",
+        "INSERT INTO nodes (id, name, duty, certificate_authority, certificate_serial, certificate_expires_at)
+         VALUES ($1, $2, 'active', $3, $4, $5)",
     )
     .bind(node.id.uuid())
     .bind(node.name)
+    .bind(&node.authority.bytes()[..])
     .bind(node.certificate.serial)
     .bind(timestamp(node.certificate.expires_at))
     .execute(&mut *tx)
@@ -93,6 +122,10 @@ pub(super) async fn renew(pool: &PgPool, id: NodeId, certificate: CertificateFac
     .execute(pool)
     .await?;
     if done.rows_affected() == 0 { Err(Error::NotFound) } else { Ok(()) }
+}
+
+pub(super) async fn moved(pool: &PgPool, id: NodeId, authority: Digest) -> Result<(), Error> {
+    Ok(sqlx::query(MOVE).bind(id.uuid()).bind(&authority.bytes()[..]).execute(pool).await.map(drop)?)
 }
 
 pub(super) async fn nodes(pool: &PgPool) -> Result<Vec<Node>, Error> {

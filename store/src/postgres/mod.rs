@@ -15,7 +15,7 @@ use sqlx::postgres::PgConnectOptions;
 
 use crate::changes::{Changes, Watch};
 use crate::claims::{Claim, Holder, Source};
-use crate::fleet::{Authority, CertificateFacts, Duty, Joining, NewNode, Node};
+use crate::fleet::{Authorities, Authority, CertificateFacts, Duty, Joining, NewNode, Node};
 use crate::{
     Error, Function, LogLine, NewDeployment, NewUser, PendingDeployment, RecordPage, RecordQuery, RecordSink,
     RecordedCall, RefreshToken, Rotation, Store, StoreArgs, User,
@@ -227,12 +227,20 @@ impl Store for Postgres {
         within(DEADLINE, records::find(&self.main, owner, id)).await
     }
 
-    async fn authority(&self) -> Result<Option<Authority>, Error> {
-        within(DEADLINE, fleet::authority(&self.main)).await
+    async fn authorities(&self) -> Result<Option<Authorities>, Error> {
+        within(DEADLINE, fleet::authorities(&self.main)).await
     }
 
-    async fn found_authority(&self, new: Authority) -> Result<Authority, Error> {
+    async fn found_authority(&self, new: Authority) -> Result<Authorities, Error> {
         within(DEADLINE, fleet::found(&self.main, new)).await
+    }
+
+    async fn rotate_authority(&self, before: &[u8], next: Authority) -> Result<bool, Error> {
+        within(DEADLINE, fleet::rotate(&self.main, before, next)).await
+    }
+
+    async fn end_former_authority(&self, former: &[u8], force: bool) -> Result<bool, Error> {
+        within(DEADLINE, fleet::end_former(&self.main, former, force)).await
     }
 
     async fn reseal_authority(&self, old: &[u8], new: &[u8]) -> Result<(), Error> {
@@ -249,6 +257,10 @@ impl Store for Postgres {
 
     async fn renew_node(&self, id: NodeId, certificate: CertificateFacts) -> Result<(), Error> {
         within(DEADLINE, fleet::renew(&self.main, id, certificate)).await
+    }
+
+    async fn node_moved(&self, id: NodeId, authority: Digest) -> Result<(), Error> {
+        within(DEADLINE, fleet::moved(&self.main, id, authority)).await
     }
 
     async fn nodes(&self) -> Result<Vec<Node>, Error> {

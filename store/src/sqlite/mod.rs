@@ -17,7 +17,7 @@ use sqlx::{ConnectOptions as _, Connection as _, SqliteConnection, SqlitePool, S
 
 use crate::changes::{CHANGES, Changes, Watch};
 use crate::claims::{Claim, Holder, Source};
-use crate::fleet::{Authority, CertificateFacts, Duty, Joining, NewNode, Node};
+use crate::fleet::{Authorities, Authority, CertificateFacts, Duty, Joining, NewNode, Node};
 use crate::{
     Error, Function, LogLine, NewDeployment, NewUser, PendingDeployment, RecordPage, RecordQuery, RecordSink,
     RecordedCall, RefreshToken, Rotation, Store, StoreArgs, User,
@@ -284,12 +284,20 @@ impl Store for Sqlite {
         records::find(&self.readers, owner, id).await
     }
 
-    async fn authority(&self) -> Result<Option<Authority>, Error> {
-        fleet::authority(&self.readers).await
+    async fn authorities(&self) -> Result<Option<Authorities>, Error> {
+        fleet::authorities(&self.readers).await
     }
 
-    async fn found_authority(&self, new: Authority) -> Result<Authority, Error> {
+    async fn found_authority(&self, new: Authority) -> Result<Authorities, Error> {
         fleet::found(&self.writer, new).await
+    }
+
+    async fn rotate_authority(&self, before: &[u8], next: Authority) -> Result<bool, Error> {
+        fleet::rotate(&self.writer, before, next).await
+    }
+
+    async fn end_former_authority(&self, former: &[u8], force: bool) -> Result<bool, Error> {
+        fleet::end_former(&self.writer, former, force).await
     }
 
     async fn reseal_authority(&self, old: &[u8], new: &[u8]) -> Result<(), Error> {
@@ -306,6 +314,10 @@ impl Store for Sqlite {
 
     async fn renew_node(&self, id: NodeId, certificate: CertificateFacts) -> Result<(), Error> {
         fleet::renew(&self.writer, id, certificate).await
+    }
+
+    async fn node_moved(&self, id: NodeId, authority: Digest) -> Result<(), Error> {
+        fleet::moved(&self.writer, id, authority).await
     }
 
     async fn nodes(&self) -> Result<Vec<Node>, Error> {

@@ -7,7 +7,7 @@ use common::labels::Labels;
 
 use super::bench::{Bench, new_deployment};
 use super::on_both;
-use crate::fleet::Duty;
+use crate::fleet::{Authority, Duty};
 
 on_both!(what_gateways_see_is_numbered, a_change_is_told, each_gateway_fails_its_own);
 
@@ -17,6 +17,14 @@ async fn check(bench: &Bench, what: &str, step: impl Future<Output = ()>, expect
     step.await;
     let after = bench.store.changes().await.unwrap();
     assert_eq!((after.routes > before.routes, after.nodes > before.nodes), expected, "{what}: {before:?}, {after:?}");
+}
+
+/// Whether a step is a change of the authorities.
+async fn check_authority(bench: &Bench, what: &str, step: impl Future<Output = ()>, expected: bool) {
+    let before = bench.store.changes().await.unwrap().authority;
+    step.await;
+    let after = bench.store.changes().await.unwrap().authority;
+    assert_eq!(after > before, expected, "{what}: {before}, {after}");
 }
 
 async fn what_gateways_see_is_numbered(bench: &Bench) {
@@ -44,6 +52,15 @@ async fn what_gateways_see_is_numbered(bench: &Bench) {
     check(bench, "cordoned", async { store.set_duty(id, Duty::Cordoned).await.unwrap() }, (false, true)).await;
     check(bench, "removed", async { store.set_duty(id, Duty::Removed).await.unwrap() }, (false, true)).await;
     check(bench, "purged", async { assert_eq!(store.purge_fleet().await.unwrap(), 1) }, (false, true)).await;
+
+    let authority = |text: &str| Authority { certificate: text.into(), sealed_key: format!("key of {text}").into() };
+    store.found_authority(authority("one")).await.unwrap();
+    let sealed = async { store.reseal_authority(b"key of one", b"another").await.unwrap() };
+    check_authority(bench, "sealed anew", sealed, false).await;
+    let rotated = async { assert!(store.rotate_authority(b"one", authority("two")).await.unwrap()) };
+    check_authority(bench, "rotated", rotated, true).await;
+    let ended = async { assert!(store.end_former_authority(b"one", false).await.unwrap()) };
+    check_authority(bench, "the one before is ended", ended, true).await;
 }
 
 async fn a_change_is_told(bench: &Bench) {

@@ -1,4 +1,4 @@
-//! The fleet: one authority, tokens that are good once and not for long, nodes and what they may do.
+//! The fleet: its authority and the exchange of it, tokens that are good once and not for long, nodes and what they may do.
 
 use chrono::{SubsecRound as _, TimeDelta, Utc};
 use common::digest::Digest;
@@ -8,10 +8,13 @@ use common::labels::Labels;
 use super::bench::Bench;
 use super::on_both;
 use crate::Error;
-use crate::fleet::{Authority, CertificateFacts, Duty, Joining, NewNode, Node};
+use crate::fleet::{Authorities, Authority, CertificateFacts, Duty, Joining, NewNode, Node};
 
 on_both!(
     the_first_authority_stays,
+    an_authority_is_exchanged,
+    who_depends_on_the_authority_before,
+    nodes_of_before_the_first_exchange,
     a_token_is_good_once,
     a_token_expires_by_the_databases_clock,
     duties_and_removal,
@@ -41,8 +44,8 @@ async fn token(bench: &Bench, token: &str, seconds: u32) {
 }
 
 async fn join(bench: &Bench, token: &str, seconds: i64) -> (NodeId, Joining) {
-    let node = NewNode { id: NodeId::new(), name: "one".into(), certificate: certificate("01ab", seconds) };
-    let id = node.id;
+    let (id, certificate) = (NodeId::new(), certificate("01ab", seconds));
+    let node = NewNode { id, name: "one".into(), certificate, authority: hash("one") };
     (id, bench.store.join_node(hash(token), node).await.unwrap())
 }
 
@@ -50,16 +53,102 @@ async fn node(bench: &Bench, id: NodeId) -> Option<Node> {
     bench.store.nodes().await.unwrap().into_iter().find(|node| node.id == id)
 }
 
+fn authority(text: &str) -> Authority {
+    Authority { certificate: text.into(), sealed_key: format!("key of {text}").into() }
+}
+
 async fn the_first_authority_stays(bench: &Bench) {
-    let authority = |text: &str| Authority { certificate: text.into(), sealed_key: format!("key of {text}").into() };
-    assert_eq!(bench.store.authority().await.unwrap(), None);
-    assert_eq!(bench.store.found_authority(authority("one")).await.unwrap(), authority("one"));
-    assert_eq!(bench.store.found_authority(authority("other")).await.unwrap(), authority("one"));
-    assert_eq!(bench.store.authority().await.unwrap(), Some(authority("one")));
+    let one = Authorities { current: authority("one"), former: None };
+    assert_eq!(bench.store.authorities().await.unwrap(), None);
+    assert_eq!(bench.store.found_authority(authority("one")).await.unwrap(), one);
+    assert_eq!(bench.store.found_authority(authority("other")).await.unwrap(), one);
+    assert_eq!(bench.store.authorities().await.unwrap(), Some(one));
     for (old, expected) in [("key of other", "key of one"), ("key of one", "new"), ("key of one", "new")] {
         bench.store.reseal_authority(old.as_bytes(), b"new").await.unwrap();
-        assert_eq!(bench.store.authority().await.unwrap().unwrap().sealed_key, expected.as_bytes());
+        assert_eq!(bench.store.authorities().await.unwrap().unwrap().current.sealed_key, expected.as_bytes());
     }
+}
+
+async fn an_authority_is_exchanged(bench: &Bench) {
+    let store = &bench.store;
+    let rotate = async |before: &str, next| store.rotate_authority(before.as_bytes(), authority(next)).await.unwrap();
+    let end = async |former: &str| store.end_former_authority(former.as_bytes(), false).await.unwrap();
+    let check = async |current, former: Option<&str>| {
+        let expected = Authorities { current: authority(current), former: former.map(authority) };
+        assert_eq!(store.authorities().await.unwrap(), Some(expected));
+    };
+    assert!(!rotate("one", "two").await, "there is none");
+    store.found_authority(authority("one")).await.unwrap();
+    let (first, second) = tokio::join!(rotate("one", "two"), rotate("one", "two"));
+    assert!(first != second, "{first}, {second}");
+    check("two", Some("one")).await;
+    assert!(!rotate("two", "three").await, "the one before is trusted still");
+    assert!(!end("two").await);
+    check("two", Some("one")).await;
+    for (old, new) in [("key of one", "1"), ("key of two", "2"), ("1", "key of one"), ("2", "key of two")] {
+        store.reseal_authority(old.as_bytes(), new.as_bytes()).await.unwrap();
+    }
+    check("two", Some("one")).await;
+    assert!(end("one").await);
+    check("two", None).await;
+    assert!(!end("one").await);
+    assert!(rotate("two", "three").await);
+    check("three", Some("two")).await;
+}
+
+async fn who_depends_on_the_authority_before(bench: &Bench) {
+    let store = &bench.store;
+    store.found_authority(authority("one")).await.unwrap();
+    token(bench, "a", 60).await;
+    let (id, _) = join(bench, "a", 60).await;
+    let moved = async |to: &str| store.node_moved(id, hash(to)).await.unwrap();
+    let end = async |force| store.end_former_authority(b"one", force).await.unwrap();
+    assert!(store.rotate_authority(b"one", authority("two")).await.unwrap());
+    let check = async |what: &str, expected: bool| {
+        assert_eq!(node(bench, id).await.unwrap().depends_on(hash("one"), Utc::now()), expected, "{what}");
+        assert_eq!(end(false).await, !expected, "{what}");
+        if !expected {
+            // Once more from the beginning.
+            assert!(store.rotate_authority(b"two", authority("one")).await.unwrap());
+            assert!(store.end_former_authority(b"two", true).await.unwrap());
+            assert!(store.rotate_authority(b"one", authority("two")).await.unwrap());
+        }
+    };
+    check("it joined by the one before", true).await;
+    store.renew_node(id, certificate("02", 60)).await.unwrap();
+    check("it got another certificate, and has not shown it yet", true).await;
+    moved("two").await;
+    check("it has", false).await;
+    moved("one").await;
+    check("it came back", true).await;
+    store.renew_node(id, certificate("03", -60)).await.unwrap();
+    check("its certificate has ended", false).await;
+    // A node of the gateway's own machine has none.
+    store.node_linked(NodeId::new(), "here", &Labels::default()).await.unwrap();
+    store.renew_node(id, certificate("04", 60)).await.unwrap();
+    check("another one was given out", true).await;
+    store.set_duty(id, Duty::Removed).await.unwrap();
+    check("removed", false).await;
+    token(bench, "b", 60).await;
+    join(bench, "b", 60).await;
+    assert!(!end(false).await && end(true).await, "by force alone");
+}
+
+/// What nodes are like that joined before it was noted by which authority.
+const FORGET: &str = "UPDATE nodes SET certificate_authority = NULL RETURNING CAST(1 AS BIGINT)";
+
+async fn nodes_of_before_the_first_exchange(bench: &Bench) {
+    let store = &bench.store;
+    store.found_authority(authority("one")).await.unwrap();
+    token(bench, "a", 60).await;
+    let (id, _) = join(bench, "a", 60).await;
+    assert_eq!(bench.number(FORGET).await, 1);
+    assert!(node(bench, id).await.unwrap().depends_on(hash("one"), Utc::now()));
+    assert!(store.rotate_authority(b"one", authority("two")).await.unwrap());
+    assert_eq!(node(bench, id).await.unwrap().authority, Some(hash("one")));
+    // An older gateway takes one in.
+    assert_eq!(bench.number(FORGET).await, 1);
+    assert!(!store.end_former_authority(b"one", false).await.unwrap());
 }
 
 async fn a_token_is_good_once(bench: &Bench) {

@@ -8,15 +8,15 @@ use super::*;
 use crate::archive::{PUBLIC, archive};
 
 /// Gateways that share a database and a bucket, and their operator at each.
-struct House {
-    gateways: Vec<Fleet>,
-    machines: Vec<Machine>,
+pub(super) struct House {
+    pub(super) gateways: Vec<Fleet>,
+    pub(super) machines: Vec<Machine>,
     _database: Database,
 }
 
 impl House {
     /// Two gateways, and two machines that are linked to both.
-    async fn start() -> Result<Self> {
+    pub(super) async fn start() -> Result<Self> {
         let (database, bucket) = (Database::create()?, Bucket::create().await?);
         let url = format!("s3://{}/platform", bucket.name());
         let settings = [&[("DATABASE_URL", database.url())], bucket.settings(&url).as_slice()].concat();
@@ -36,21 +36,21 @@ impl House {
         Ok(house)
     }
 
-    fn log(&self) -> String {
+    pub(super) fn log(&self) -> String {
         let gateways = self.gateways.iter().map(|gateway| gateway.platform.log());
         gateways.chain(self.machines.iter().map(Machine::log)).collect::<Vec<_>>().join("\n")
     }
 }
 
 /// Calls of a public function, one after the other, until it is told to stop.
-struct Load {
+pub(super) struct Load {
     stop: Arc<AtomicBool>,
     made: Arc<AtomicUsize>,
     task: tokio::task::JoinHandle<Result<()>>,
 }
 
 impl Load {
-    fn begin(url: String) -> Self {
+    pub(super) fn begin(url: String) -> Self {
         let (stop, made) = (Arc::<AtomicBool>::default(), Arc::<AtomicUsize>::default());
         let (ends, counts) = (Arc::clone(&stop), Arc::clone(&made));
         let task = tokio::spawn(async move {
@@ -66,7 +66,7 @@ impl Load {
     }
 
     /// Waits until so many more calls were answered.
-    async fn more(&self, calls: usize) -> Result<()> {
+    pub(super) async fn more(&self, calls: usize) -> Result<()> {
         let wanted = self.made.load(Ordering::Relaxed) + calls;
         until("more calls are answered", PATIENCE, async || {
             Ok((self.task.is_finished() || self.made.load(Ordering::Relaxed) >= wanted).then_some(()))
@@ -74,7 +74,7 @@ impl Load {
         .await
     }
 
-    async fn end(self) -> Result<usize> {
+    pub(super) async fn end(self) -> Result<usize> {
         self.stop.store(true, Ordering::Relaxed);
         self.task.await??;
         Ok(self.made.load(Ordering::Relaxed))
@@ -96,7 +96,7 @@ async fn scraped(gateway: &Fleet) -> Result<Vec<String>> {
     Ok(names)
 }
 
-fn hello(word: &str) -> Vec<u8> {
+pub(super) fn hello(word: &str) -> Vec<u8> {
     archive(&[("main*", &format!("#!/bin/sh\nprintf '{{\"body\":\"{word}\"}}' >/result.json\n")), PUBLIC])
 }
 

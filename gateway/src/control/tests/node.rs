@@ -105,6 +105,7 @@ async fn control(inner: Arc<Inner>) {
         max_connections: 64,
         deployments: Vec::new(),
         labels: Labels::default(),
+        learns_authorities: false,
     };
     frames.send(frame(&register)).await.unwrap();
     let mut work = tokio::task::JoinSet::new();
@@ -129,6 +130,7 @@ async fn control(inner: Arc<Inner>) {
             GatewayMessage::Welcome { .. }
             | GatewayMessage::Keep { .. }
             | GatewayMessage::Tell
+            | GatewayMessage::Authorities { .. }
             | GatewayMessage::Successor => {}
             GatewayMessage::Refused { reason } => panic!("{reason}"),
         }

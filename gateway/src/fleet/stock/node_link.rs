@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use common::conduit::Loose;
+use common::digest::Digest;
 use common::ids::NodeId;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -30,6 +31,10 @@ pub(crate) struct NodeLink {
     pub(super) open: AtomicU32,
     /// That limit.
     pub(crate) max_connections: AtomicU32,
+    /// The authority of the certificate that it has shown last; none on this machine.
+    shown: Mutex<Option<Digest>>,
+    /// Whether it can be told of another authority; an older agent cannot.
+    pub(crate) learns_authorities: AtomicBool,
     /// Connections that were asked for and that the control stream has not sent for yet.
     wanted: AtomicU32,
     /// Rung when `wanted` grows.
@@ -65,6 +70,8 @@ impl NodeLink {
             era: AtomicU64::new(0),
             open: AtomicU32::new(0),
             max_connections: AtomicU32::new(u32::MAX),
+            shown: Mutex::default(),
+            learns_authorities: AtomicBool::new(false),
             wanted: AtomicU32::new(0),
             ring: Notify::new(),
             reserve: Mutex::default(),
@@ -88,6 +95,16 @@ impl NodeLink {
         if self.failed_in_a_row.load(Ordering::Relaxed) > 0 {
             self.failed_in_a_row.store(0, Ordering::Relaxed);
         }
+    }
+
+    /// It shows a certificate of this authority.
+    pub(crate) fn shows(&self, authority: Option<Digest>) {
+        *lock(&self.shown) = authority;
+    }
+
+    /// Of which authority the certificate is that it has shown last.
+    pub(crate) fn shown(&self) -> Option<Digest> {
+        *lock(&self.shown)
     }
 
     pub(super) fn want_one(&self) {

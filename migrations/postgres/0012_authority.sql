@@ -1,0 +1,19 @@
+-- The fleet's authority is exchanged while nodes stay joined: until they have certificates of the new one, the one before is
+-- trusted, too.
+
+ALTER TABLE fleet_authority
+  ADD COLUMN former_certificate BYTEA,          -- DER, of the one before, while it is trusted
+  ADD COLUMN former_sealed_key BYTEA,
+  ADD CHECK ((former_certificate IS NULL) = (former_sealed_key IS NULL));
+
+-- SHA-256 of the authority by whose certificate it joined, or was linked last by a newer one; none of nodes of before this
+-- column, until the first exchange.
+ALTER TABLE nodes ADD COLUMN certificate_authority BYTEA;
+
+INSERT INTO changes (what, number) VALUES ('authority', 0);
+
+-- That it is sealed anew is no change.
+CREATE CONSTRAINT TRIGGER authority_changed AFTER UPDATE ON fleet_authority
+  DEFERRABLE INITIALLY DEFERRED FOR EACH ROW
+  WHEN ((OLD.certificate, OLD.former_certificate) IS DISTINCT FROM (NEW.certificate, NEW.former_certificate))
+  EXECUTE FUNCTION note_change('authority');
