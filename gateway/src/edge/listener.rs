@@ -122,7 +122,7 @@ pub(crate) fn serve(
     let connections = TaskTracker::new();
     let seats = Arc::new(args.seats(raise_descriptors()));
     let proxies = Arc::new(args.trusted_proxies.clone().unwrap_or_default());
-    let door = Door { edge: edge.clone(), tls, seats, proxies, connections: connections.clone(), grace };
+    let app = EdgeApp { edge: edge.clone(), tls, seats, proxies, connections: connections.clone(), grace };
     // Pingora's own configuration is for its own proxy; here it gives threads and sockets only.
     let conf = ServerConf {
         threads: args.threads(),
@@ -133,7 +133,7 @@ pub(crate) fn serve(
     };
     let mut server = Server::new_with_opt_and_conf(None, conf);
     server.bootstrap();
-    server.add_service(Public { socket: Some(socket), door: Some(door), closing });
+    server.add_service(Public { socket: Some(socket), app: Some(app), closing });
     let drain = Drain { edge, connections, close, readiness, stop, grace };
     server.run(RunArgs { shutdown_signal: Box::new(drain) });
 }
@@ -142,20 +142,20 @@ pub(crate) fn serve(
 /// error with a sentence, before anything starts), with a stop signal of our own.
 struct Public {
     socket: Option<TcpListener>,
-    door: Option<Door>,
+    app: Option<EdgeApp>,
     closing: watch::Receiver<bool>,
 }
 
 #[async_trait]
 impl pingora::services::Service for Public {
     async fn start_service(&mut self, fds: Option<ListenFds>, _: ShutdownWatch, listeners_per_fd: usize) {
-        let (Some(socket), Some(door), Some(fds)) = (self.socket.take(), self.door.take(), fds) else { return };
+        let (Some(socket), Some(app), Some(fds)) = (self.socket.take(), self.app.take(), fds) else { return };
         let address = match socket.local_addr() {
             Ok(address) => address.to_string(),
             Err(error) => return tracing::error!(%error, "the public socket has no address"),
         };
         fds.lock().add(address.clone(), socket.into_raw_fd());
-        let mut listening = Service::new("edge".to_owned(), door);
+        let mut listening = Service::new("edge".to_owned(), app);
         listening.add_tcp(&address);
         pingora::services::Service::start_service(&mut listening, Some(fds), self.closing.clone(), listeners_per_fd)
             .await;
@@ -203,7 +203,7 @@ impl ShutdownSignalWatch for Drain {
 }
 
 /// What happens on each connection.
-struct Door {
+struct EdgeApp {
     edge: Arc<Edge>,
     tls: Option<Arc<Tls>>,
     seats: Arc<Seats>,
@@ -221,7 +221,7 @@ impl Drop for Counted<'_> {
 }
 
 #[async_trait]
-impl ServerApp for Door {
+impl ServerApp for EdgeApp {
     async fn process_new(self: &Arc<Self>, stream: Stream, closing: &ShutdownWatch) -> Option<Stream> {
         let _open = self.connections.token();
         let address = address_of(&stream)?.ip();
@@ -269,7 +269,7 @@ async fn begins(mut closing: ShutdownWatch) {
     closing.wait_for(|closing| *closing).await.ok();
 }
 
-impl Door {
+impl EdgeApp {
     /// How long silent connections stay open from now on. One that was just opened for its first request, or kept for the
     /// next, is closed for its silence by then anyway.
     fn settle(&self) -> Duration {

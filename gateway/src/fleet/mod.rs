@@ -19,7 +19,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::timeout;
 
 use crate::edge::placement::{Load, Rankings, Seat, Wanted};
-use crate::hand_over::Elder;
+use crate::hand_over::PredecessorClient;
 use crate::metrics::Metrics;
 
 mod attendance;
@@ -108,7 +108,7 @@ struct Inner {
     /// Whether a successor accepts agents, and this gateway none.
     has_successor: watch::Sender<bool>,
     /// The gateway whose place this one has taken, until that one has ended.
-    elder: ArcSwapOption<Elder>,
+    predecessor: ArcSwapOption<PredecessorClient>,
     metrics: Arc<Metrics>,
 }
 
@@ -173,7 +173,7 @@ impl Fleet {
             pending: Mutex::default(),
             warming: Mutex::default(),
             has_successor: watch::Sender::new(false),
-            elder: ArcSwapOption::empty(),
+            predecessor: ArcSwapOption::empty(),
             metrics,
         }))
     }
