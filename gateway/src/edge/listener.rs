@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::num::NonZeroU32;
 use std::os::fd::IntoRawFd as _;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -236,12 +236,13 @@ impl ServerApp for EdgeApp {
         };
         self.edge.metrics.connections.inc();
         let _counted = Counted(&self.edge.metrics);
+        let farewell = Farewell { closing, to_successor: &self.edge.to_successor, grace: self.grace };
         let ended = match &self.tls {
-            None => self.http1(Prompt::new(stream, STALL), &Peer::new(address, "http", proxies), closing).await,
+            None => self.http1(Prompt::new(stream, STALL), &Peer::new(address, "http", proxies), farewell).await,
             Some(tls) => {
                 let peer = Peer::new(address, "https", proxies);
                 // Boxed, since it is large: connections without TLS are not to pay for it.
-                Box::pin(self.secure(tls, stream, peer, closing)).await
+                Box::pin(self.secure(tls, stream, peer, farewell)).await
             }
         };
         if let Err(error) = ended {
@@ -252,56 +253,41 @@ impl ServerApp for EdgeApp {
 }
 
 /// How the end comes to a connection: from when on, and how long it may then take.
+#[derive(Clone, Copy)]
 pub(crate) struct Farewell<'a> {
     closing: &'a ShutdownWatch,
+    to_successor: &'a AtomicBool,
     pub(crate) grace: Duration,
 }
 
 impl Farewell<'_> {
     /// Waits for its beginning.
     pub(crate) async fn begins(&self) {
-        begins(self.closing.clone()).await;
+        let mut closing = self.closing.clone();
+        // Not the guard that `wait_for` returns: it is not to be held while the connection goes on.
+        closing.wait_for(|closing| *closing).await.ok();
     }
-}
 
-// Not the guard that `wait_for` returns: it is not to be held while the connection goes on.
-async fn begins(mut closing: ShutdownWatch) {
-    closing.wait_for(|closing| *closing).await.ok();
+    /// Once it has begun: how long silent connections stay open from now on. One that was just opened for its first request,
+    /// or kept for the next, is closed for its silence by then anyway.
+    pub(crate) fn settle(&self) -> Duration {
+        if self.to_successor.load(Ordering::Acquire) { self.grace } else { SETTLE.min(self.grace) }
+    }
 }
 
 impl EdgeApp {
-    /// How long silent connections stay open from now on. One that was just opened for its first request, or kept for the
-    /// next, is closed for its silence by then anyway.
-    fn settle(&self) -> Duration {
-        if self.edge.to_successor.load(Ordering::Acquire) { self.grace } else { SETTLE.min(self.grace) }
-    }
-
     /// Serves a connection with TLS to its end.
-    async fn secure(&self, tls: &Tls, stream: Stream, peer: Peer, closing: &ShutdownWatch) -> hyper::Result<()> {
-        let Some(stream) = self.shake(tls, stream, closing).await else { return Ok(()) };
+    async fn secure(&self, tls: &Tls, stream: Stream, peer: Peer, farewell: Farewell<'_>) -> hyper::Result<()> {
+        let Some(stream) = shake(tls, stream, farewell).await else { return Ok(()) };
         if tls::speaks_http2(&stream) {
-            let farewell = Farewell { closing, grace: self.grace };
             http2::serve(stream, self.edge.clone(), peer, &self.connections, farewell).await
         } else {
-            self.http1(stream, &peer, closing).await
-        }
-    }
-
-    /// The handshake, of which a stop does not wait for the end.
-    async fn shake(&self, tls: &Tls, stream: Stream, closing: &ShutdownWatch) -> Option<TlsStream<Prompt<Stream>>> {
-        let late = async {
-            begins(closing.clone()).await;
-            sleep(self.settle()).await;
-        };
-        tokio::select! {
-            biased;
-            shaken = tls.shake(stream) => shaken,
-            () = late => None,
+            self.http1(stream, &peer, farewell).await
         }
     }
 
     /// Serves a connection of HTTP/1.1 to its end.
-    async fn http1<S>(&self, stream: S, peer: &Peer, closing: &ShutdownWatch) -> hyper::Result<()>
+    async fn http1<S>(&self, stream: S, peer: &Peer, farewell: Farewell<'_>) -> hyper::Result<()>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -315,17 +301,17 @@ impl EdgeApp {
             .with_upgrades();
         let mut connection = std::pin::pin!(connection);
         let mut cut = Interrupt::new(peer.cut.notified());
-        let mut closing = Interrupt::new(begins(closing.clone()));
+        let mut closing = Interrupt::new(farewell.begins());
         tokio::select! {
             biased;
             ended = connection.as_mut() => ended,
             () = cut.come() => Ok(()),
             () = closing.come() => {
-                let end = Instant::now() + self.grace;
+                let end = Instant::now() + farewell.grace;
                 tokio::select! {
                     ended = connection.as_mut() => ended,
                     () = cut.come() => Ok(()),
-                    () = sleep(self.settle()) => {
+                    () = sleep(farewell.settle()) => {
                         // What is in flight is answered, what is silent is closed.
                         connection.as_mut().graceful_shutdown();
                         tokio::select! {
@@ -337,6 +323,19 @@ impl EdgeApp {
                 }
             }
         }
+    }
+}
+
+/// The handshake, of which a stop does not wait for the end.
+async fn shake(tls: &Tls, stream: Stream, farewell: Farewell<'_>) -> Option<TlsStream<Prompt<Stream>>> {
+    let late = async {
+        farewell.begins().await;
+        sleep(farewell.settle()).await;
+    };
+    tokio::select! {
+        biased;
+        shaken = tls.shake(stream) => shaken,
+        () = late => None,
     }
 }
 
