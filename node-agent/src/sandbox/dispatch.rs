@@ -310,6 +310,11 @@ impl Sandboxes {
         self.tasks.spawn_on(removal, &self.runtime);
     }
 
+    /// Counts a sandbox that goes because nobody called it.
+    pub(crate) fn note_idle_removal(&self) {
+        self.metrics.idle_removals.inc();
+    }
+
     /// Removes what is idle for too long or has died, until the node closes.
     pub(super) async fn keep_house(self: Arc<Self>) {
         let mut round = tokio::time::interval(ROUND);
@@ -330,6 +335,9 @@ impl Sandboxes {
                     .expire(|since, function, kept| !kept && pool::expired(since, now, limit) || !function.is_ready());
                 for (function, _) in &gone {
                     let why = if function.is_ready() { ColdCause::Idle } else { ColdCause::Died };
+                    if why == ColdCause::Idle {
+                        self.note_idle_removal();
+                    }
                     farewells.note(function.spec.deployment, why);
                 }
                 gone
