@@ -3,10 +3,10 @@
 mod api;
 mod commands;
 mod credentials;
+mod data;
 mod dev;
 mod failure;
 mod ignore;
-mod kept;
 mod output;
 mod pack;
 mod progress;

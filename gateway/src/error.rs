@@ -43,7 +43,7 @@ pub enum StartError {
     Store(#[from] store::Error),
     /// The artifact store is not there, or not ours.
     #[error(transparent)]
-    Artifacts(#[from] store::artifacts::StartError),
+    Artifacts(#[from] store::artifacts::ArtifactsError),
     /// It was stopped while it waited for the database, or for nodes.
     #[error("told to stop before it had started")]
     Stopped,
@@ -88,7 +88,7 @@ impl StartError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Setting(_) | Self::Runtime(_) | Self::Tls(_) | Self::SharedLimits(SharedLimitsError::Url(_)) => 64,
-            Self::Artifacts(store::artifacts::StartError::Settings(_)) => 64,
+            Self::Artifacts(store::artifacts::ArtifactsError::Settings(_)) => 64,
             _ => 1,
         }
     }

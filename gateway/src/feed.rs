@@ -76,7 +76,7 @@ impl Feed {
     async fn look(&self, word: &Notify) {
         let (mut level_at, mut is_level) = (Instant::now(), true);
         loop {
-            let pause = if self.fleet.elder().is_some() { NEAR_POLL } else { POLL };
+            let pause = if self.fleet.predecessor().is_some() { NEAR_POLL } else { POLL };
             tokio::select! { () = word.notified() => {}, () = tokio::time::sleep(pause) => {} }
             let looked_at = Instant::now();
             match self.catch_up().await {

@@ -17,7 +17,7 @@ use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-mod basis;
+mod components;
 mod config;
 mod control;
 mod data_dir;
@@ -25,10 +25,11 @@ mod edge;
 mod error;
 mod feed;
 mod fleet;
-mod ground;
 mod hand_over;
 mod metrics;
-mod opening;
+mod sockets;
+mod startup;
+mod stores;
 mod targets;
 #[cfg(test)]
 mod tests;
@@ -45,7 +46,7 @@ pub use error::{LinkError, NodePortError, SharedLimitsError, StartError, TakeOve
 pub use fleet::config::NodePortArgs;
 pub use hand_over::{Ops, Predecessor, Succession};
 
-use basis::Basis;
+use components::Components;
 use config::Secrets;
 use edge::body_room::BodyRoom;
 use edge::control_call::ControlCalls;
@@ -55,10 +56,11 @@ use edge::tls::Tls;
 use edge::{Edge, listener};
 use fleet::enrolment::Enrolment;
 use fleet::node_port::NodePort;
-use ground::{Ground, open_link, open_stores};
-use hand_over::Door;
+use hand_over::HandOverSocket;
 use metrics::Metrics;
-use opening::{Opening, Ours};
+use sockets::{Sockets, open_link};
+use startup::{OwnSockets, Startup};
+use stores::open_stores;
 use targets::Targets;
 
 /// Threads of the control runtime: control API, link, control streams.
@@ -75,9 +77,9 @@ struct Gateway {
     tls: Option<Arc<Tls>>,
     settings: Settings,
     control: Runtime,
-    basis: Basis,
+    components: Components,
     /// Where a successor asks, if one may.
-    door: Option<Door>,
+    hand_over: Option<HandOverSocket>,
     readiness: Readiness,
     /// The data directory is ours for as long as this is open.
     lock: File,
@@ -122,36 +124,37 @@ impl Gateway {
         let metrics = Arc::new(Metrics::register(registry)?);
         let tls = Tls::open(&settings.listen.tls, registry)?;
         let control = control_runtime()?;
-        let Succession { predecessor, has_door, ops } = succession;
-        let Ground { socket, lock, gateway, link, nodes, before } =
-            Ground::find(&settings, place, &control, predecessor)?;
-        let stores = control.block_on(open_stores(&settings, place, store, before.is_some(), &stop))?;
+        let Succession { predecessor, accepts_successor, ops } = succession;
+        let Sockets { public: socket, lock, gateway, link, nodes, old } =
+            Sockets::acquire(&settings, place, &control, predecessor)?;
+        let stores = control.block_on(open_stores(&settings, place, store, old.is_some(), &stop))?;
         let opened = open_node_port(&settings.nodes, nodes, &stores.1, &secrets);
         let (node_port, enrolment) = control.block_on(opened)?.unzip();
-        let basis = Basis::new(gateway, stores, enrolment.clone(), &control, &metrics, stop);
+        let components = Components::new(gateway, stores, enrolment.clone(), &control, &metrics, stop);
         let shared_limits = settings.redis.open(&settings.limits, control.handle(), registry)?;
         let limits = Arc::new(Limits::new(&settings.limits).over(shared_limits));
-        let state = basis.state(&settings, shared, (runtimes, identity.clone()), enrolment.clone(), registry)?;
+        let state = components.state(&settings, shared, (runtimes, identity.clone()), enrolment.clone(), registry)?;
         let link = control.block_on(async {
             // What another one still does, it ends by itself.
-            if before.is_none() {
+            if old.is_none() {
                 control::housekeeping::recover(&state, gateway).await?;
             }
             found(&state, &settings.founder).await?;
             // Before the link opens: a node that registers is told what nobody wants.
-            basis.feed.catch_up().await?;
+            components.feed.catch_up().await?;
             Ok::<_, StartError>(open_link(link, &place.link_socket())?)
         })?;
-        basis.begin(&control, limits.clone(), state.clone());
-        let opening = Opening { basis: &basis, data_dir: &place.data_dir, state: &state, link, node_port, enrolment };
-        let door = opening.open(&control, before, has_door, Ours { lock: &lock, socket: &socket, ops })?;
+        components.begin(&control, limits.clone(), state.clone());
+        let (data_dir, own) = (&place.data_dir, OwnSockets { lock: &lock, public: &socket, ops });
+        let startup = Startup { components: &components, data_dir, state: &state, link, node_port, enrolment };
+        let hand_over = startup.open(&control, old, accepts_successor, own)?;
 
         let max_request_bytes = shared.bodies.request_bytes() as u64;
         let edge = Arc::new(Edge {
-            routes: basis.routes.clone(),
+            routes: components.routes.clone(),
             identity,
             limits,
-            fleet: basis.fleet.clone(),
+            fleet: components.fleet.clone(),
             control: ControlCalls::new(control::router(state), control.handle()),
             room: Arc::new(body_room(&settings.limits, max_request_bytes, &metrics)),
             metrics,
@@ -159,22 +162,22 @@ impl Gateway {
             max_request_bytes,
             max_upload_bytes: control::upload_limit(shared.archives.archive_bytes()),
             draining: AtomicBool::new(false),
-            to_successor: basis.to_successor.clone(),
+            to_successor: components.to_successor.clone(),
         });
-        Ok(Self { edge, socket, tls, settings, control, basis, door, readiness, lock })
+        Ok(Self { edge, socket, tls, settings, control, components, hand_over, readiness, lock })
     }
 
     /// Serves until the stop, and drains.
     fn serve(self) {
-        let Self { edge, socket, tls, settings, control, basis, door, readiness, lock } = self;
-        let Basis { tasks, deploys, close, stop, end, .. } = basis;
+        let Self { edge, socket, tls, settings, control, components, hand_over, readiness, lock } = self;
+        let Components { tasks, deploys, close, stop, end, .. } = components;
         if let Ok(address) = socket.local_addr() {
             tracing::info!(%address, tls = tls.is_some(), "serving");
         }
         if let Some(tls) = tls.clone() {
             tasks.spawn_on(tls.follow(end.clone()), control.handle());
         }
-        let door = door.map(|door| control.spawn(door.run(stop.clone())));
+        let hand_over = hand_over.map(|socket| control.spawn(socket.run(stop.clone())));
         readiness.set(true);
         listener::serve(edge.clone(), socket, tls, &settings.listen, readiness.clone(), close);
         // Whatever ended the edge, nothing is to go on without it.
@@ -200,12 +203,12 @@ impl Gateway {
                 tracing::warn!("link connections are cut off");
             }
         });
-        let line = door.and_then(|door| control.block_on(door).ok().flatten());
+        let successor = hand_over.and_then(|handed| control.block_on(handed).ok().flatten());
         control.shutdown_timeout(CONTROL_GRACE);
         drop(lock);
         tracing::info!("stopped");
         // Its end tells a successor that nothing goes on here.
-        drop(line);
+        drop(successor);
     }
 }
 

@@ -123,7 +123,7 @@ pub enum StartError {
     Signals(#[source] io::Error),
     /// Sandboxes cannot be had here.
     #[error(transparent)]
-    Sandbox(#[from] sandbox::StartError),
+    Sandbox(#[from] sandbox::SandboxesError),
 }
 
 /// Runs a node agent until `stop`, then drains: calls under way are answered, their records kept.

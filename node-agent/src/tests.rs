@@ -67,14 +67,14 @@ struct Flags {
 
 /// What the gateway's end keeps.
 #[derive(Default)]
-struct Kept {
+struct GatewayEnd {
     archives: Mutex<HashMap<Digest, Bytes>>,
     builds: Mutex<HashMap<String, Bytes>>,
     deployments: Mutex<HashMap<DeploymentId, DeploymentSpec>>,
     records: Mutex<Vec<Record>>,
 }
 
-impl Kept {
+impl GatewayEnd {
     fn add(&self, files: &[(&str, &str)]) -> DeploymentSpec {
         let mut tar = tar::Builder::new(flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast()));
         for (name, text) in files {
@@ -150,7 +150,7 @@ struct Running {
 }
 
 impl Running {
-    async fn start(kept: &Arc<Kept>) -> Self {
+    async fn start(kept: &Arc<GatewayEnd>) -> Self {
         let mut gateway = Gateway::new();
         let data = tempfile::tempdir().unwrap();
         let runtimes = data.path().join("runtimes");
@@ -252,7 +252,7 @@ fn built(events: &[BuildEvent]) -> Option<bool> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn builds_calls_and_records() {
-    let kept = Arc::new(Kept::default());
+    let kept = Arc::new(GatewayEnd::default());
     let mut agent = Running::start(&kept).await;
     let spec = kept.add(&[("main", FUNCTION)]);
     let events = agent.build(&spec).await;

@@ -44,7 +44,7 @@ pub enum Artifact {
 
 /// An artifact as it is listed.
 #[derive(Clone, Copy, Debug)]
-pub struct Kept {
+pub struct ArtifactEntry {
     /// Which.
     pub artifact: Artifact,
     /// Since when.
@@ -58,7 +58,7 @@ pub type Reader = Pin<Box<dyn AsyncRead + Send>>;
 
 /// The artifact store cannot be opened. Each sentence says the fix.
 #[derive(Debug, thiserror::Error)]
-pub enum StartError {
+pub enum ArtifactsError {
     /// A setting is wrong.
     #[error("{0}")]
     Settings(String),
@@ -117,7 +117,7 @@ impl Artifacts {
     ///
     /// # Errors
     /// The sentence says the fix.
-    pub async fn connect(args: &ArtifactArgs, default: PathBuf) -> Result<Self, StartError> {
+    pub async fn connect(args: &ArtifactArgs, default: PathBuf) -> Result<Self, ArtifactsError> {
         Self::connect_by(args, default, empty).await
     }
 
@@ -125,7 +125,7 @@ impl Artifacts {
     ///
     /// # Errors
     /// The sentence says the fix.
-    pub async fn inherit(args: &ArtifactArgs, default: PathBuf) -> Result<Self, StartError> {
+    pub async fn inherit(args: &ArtifactArgs, default: PathBuf) -> Result<Self, ArtifactsError> {
         Self::connect_by(args, default, |incoming| std::fs::create_dir_all(incoming)).await
     }
 
@@ -133,10 +133,10 @@ impl Artifacts {
         args: &ArtifactArgs,
         default: PathBuf,
         prepare: fn(&Path) -> io::Result<()>,
-    ) -> Result<Self, StartError> {
+    ) -> Result<Self, ArtifactsError> {
         let open = |root: PathBuf| {
             let path = root.display().to_string();
-            Self::open_by(root, prepare).map_err(|source| StartError::Directory { path, source })
+            Self::open_by(root, prepare).map_err(|source| ArtifactsError::Directory { path, source })
         };
         match args.location()? {
             Location::Default => open(default),
@@ -144,7 +144,7 @@ impl Artifacts {
             Location::Bucket { client, prefix } => {
                 let incoming = default.join(INCOMING);
                 let path = incoming.display().to_string();
-                prepare(&incoming).map_err(|source| StartError::Directory { path, source })?;
+                prepare(&incoming).map_err(|source| ArtifactsError::Directory { path, source })?;
                 let bucket = Bucket::open(Arc::new(*client), prefix).await?;
                 Ok(Self { incoming, shelf: Shelf::Bucket(bucket) })
             }
@@ -155,7 +155,7 @@ impl Artifacts {
     ///
     /// # Errors
     /// A setting is wrong.
-    pub fn beside(args: &ArtifactArgs, default: PathBuf) -> Result<Self, StartError> {
+    pub fn beside(args: &ArtifactArgs, default: PathBuf) -> Result<Self, ArtifactsError> {
         let shelf = match args.location()? {
             Location::Default => Shelf::Directory(Directory::at(default.clone())),
             Location::Directory(root) => Shelf::Directory(Directory::at(root)),
@@ -257,7 +257,7 @@ impl Artifacts {
     }
 
     /// Every artifact, in no order.
-    pub fn list(&self) -> BoxStream<'static, io::Result<Kept>> {
+    pub fn list(&self) -> BoxStream<'static, io::Result<ArtifactEntry>> {
         match &self.shelf {
             Shelf::Directory(directory) => directory.list().boxed(),
             Shelf::Bucket(bucket) => bucket.list(),

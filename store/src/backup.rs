@@ -136,14 +136,14 @@ pub struct Summary {
 
 /// A database: its settings, and the directory where SQLite's file lies.
 #[derive(Clone, Debug)]
-pub struct Place {
+pub struct DatabaseLocation {
     /// Which database.
     pub settings: StoreArgs,
     /// Where SQLite's file is, if it is SQLite.
     pub data_dir: PathBuf,
 }
 
-impl Place {
+impl DatabaseLocation {
     /// Whether what is there is the database still.
     fn check(&self) -> Result<(), Error> {
         if self.settings.postgres()?.is_some() { Ok(()) } else { moved::check(&self.data_dir) }
@@ -155,7 +155,7 @@ impl Place {
 /// # Errors
 /// The file is there already, or something cannot be read or written. Then there is no file.
 pub async fn write(
-    from: &Place,
+    from: &DatabaseLocation,
     artifacts: &Artifacts,
     target: &Path,
     progress: &Progress,
@@ -214,7 +214,12 @@ pub async fn write(
 ///
 /// # Errors
 /// The database is not empty, or one of them fails. Then no row was changed.
-pub async fn copy(from: &Place, to: &Place, replace: bool, progress: &Progress) -> Result<Summary, BackupError> {
+pub async fn copy(
+    from: &DatabaseLocation,
+    to: &DatabaseLocation,
+    replace: bool,
+    progress: &Progress,
+) -> Result<Summary, BackupError> {
     let mut source = Connections::to_read(&from.settings, &from.data_dir).await?;
     let mut target = open_target(to, replace).await?;
     let mut summary = Summary::default();
@@ -233,7 +238,7 @@ pub async fn copy(from: &Place, to: &Place, replace: bool, progress: &Progress) 
 }
 
 /// Where a database was, nobody is to go on.
-fn note_move(from: &Place, to: &Place) -> Result<(), BackupError> {
+fn note_move(from: &DatabaseLocation, to: &DatabaseLocation) -> Result<(), BackupError> {
     let noted = match (from.settings.postgres()?, to.settings.postgres()?) {
         (None, Some(main)) => moved::note(&from.data_dir, &main),
         (_, None) => moved::forget(&to.data_dir),
@@ -242,7 +247,7 @@ fn note_move(from: &Place, to: &Place) -> Result<(), BackupError> {
     noted.map_err(|source| BackupError::Write { path: from.data_dir.display().to_string(), source })
 }
 
-async fn open_target(to: &Place, replace: bool) -> Result<Connections, BackupError> {
+async fn open_target(to: &DatabaseLocation, replace: bool) -> Result<Connections, BackupError> {
     let mut target = Connections::to_write(&to.settings, &to.data_dir).await?;
     if replace {
         target.clear().await?;

@@ -135,8 +135,7 @@ async fn others(client: reqwest::Client, url: String, end: Arc<AtomicBool>) -> R
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flood_is_cut_off_and_nobody_else_sees_it() -> Result<()> {
     let certificates = Certificates::make()?;
-    let platform = certificates.platform(Form::Gateway).await?;
-    // Each fits a gateway's first look, so that what it says is not lost with what it does not read any more.
+    let platform = certificates.platform(Form::Gateway, &[]).await?;
     for (what, flood) in [
         ("reset streams", resets(0, 64)),
         ("parts of a head", continuations(8, 1024)),

@@ -15,6 +15,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const COUNTS: &str = "let n = 0; setInterval(() => n++, 5);\n\
     require('http').createServer((_, answer) => answer.end(String(n))).listen(process.env.PORT);\n";
 
+/// The same with a second process, for which it is never frozen.
+const COUNTS_ON: &str = "require('child_process').spawn('sleep', ['600']);\n";
+
 async fn count(user: &Client, path: &str) -> Result<i64> {
     Ok(user.get(path).await?.expect(200)?.as_i64().unwrap_or_default())
 }
@@ -30,17 +33,24 @@ async fn the_frozen_serve_and_a_dead_agents_are_removed() -> Result<()> {
     let mut platform = Platform::start(Form::Dev, &[("SANDBOX_FREEZE_AFTER_MS", "100")]).await?;
     let user = platform.user().await?;
     user.deploy("script", python("answer('ran')")).await?.expect(201)?;
-    let manifest = "contract = \"http\"\naccess = \"public\"\n";
-    user.deploy("counts", archive(&[("index.js", COUNTS), ("dartcloud.toml", manifest)])).await?.expect(201)?;
-    let path = format!("/f/{}/counts", user.handle);
+    let manifest = ("dartcloud.toml", "contract = \"http\"\naccess = \"public\"\n");
+    user.deploy("counts", archive(&[("index.js", COUNTS), manifest])).await?.expect(201)?;
+    let both = format!("{COUNTS_ON}{COUNTS}");
+    user.deploy("counts-on", archive(&[("index.js", &both), manifest])).await?.expect(201)?;
+    let [path, other] = ["counts", "counts-on"].map(|name| format!("/f/{}/{name}", user.handle));
+    count(&user, &other).await?;
 
     let before = count(&user, &path).await?;
     for _ in 0..2 {
         ensure!(user.invoke("script", json!({})).await?.expect(200)?["result"] == "ran");
         frozen(&platform, 2).await?;
     }
-    // Longer than it was allowed to run, by far.
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    // More than it can have counted until it was frozen, by far.
+    let since = count(&user, &other).await?;
+    until("another one has counted on", PATIENCE, async || {
+        Ok((count(&user, &other).await? - since > 400).then_some(()))
+    })
+    .await?;
     let after = count(&user, &path).await?;
     ensure!(after - before < 300, "it counted on while it was frozen: {before} {after}");
 

@@ -56,23 +56,28 @@ impl Certificates {
         self.directory.path().join(name)
     }
 
-    pub(crate) async fn platform(&self, form: Form) -> Result<Platform> {
+    pub(crate) async fn platform(&self, form: Form, settings: &[(&str, &str)]) -> Result<Platform> {
         let [certificate, key] = ["cert.pem", "key.pem"].map(|name| self.path(name).display().to_string());
-        let settings = [("TLS_CERT_FILE", certificate.as_str()), ("TLS_KEY_FILE", key.as_str())];
+        let files = [("TLS_CERT_FILE", certificate.as_str()), ("TLS_KEY_FILE", key.as_str())];
         let authority = reqwest::Certificate::from_der(self.authority.der())?;
-        Platform::start_behind(Some(authority), form, &settings).await
+        Platform::start_behind(Some(authority), form, &[&files[..], settings].concat()).await
     }
 
-    /// A connection that speaks one of these.
-    pub(crate) async fn handshake(&self, port: u16, protocols: &[&[u8]]) -> Result<TlsStream<TcpStream>> {
+    /// What makes connections that speak one of these.
+    pub(crate) fn connector(&self, protocols: &[&[u8]]) -> Result<TlsConnector> {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(self.authority.der().clone())?;
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
         let mut config = builder.with_root_certificates(roots).with_no_client_auth();
         config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+        Ok(TlsConnector::from(Arc::new(config)))
+    }
+
+    /// A connection that speaks one of these.
+    pub(crate) async fn handshake(&self, port: u16, protocols: &[&[u8]]) -> Result<TlsStream<TcpStream>> {
         let stream = TcpStream::connect(("127.0.0.1", port)).await?;
-        Ok(TlsConnector::from(Arc::new(config)).connect("localhost".try_into()?, stream).await?)
+        Ok(self.connector(protocols)?.connect("localhost".try_into()?, stream).await?)
     }
 }
 
@@ -115,7 +120,7 @@ fn shown(answer: &Response) -> Option<&[u8]> {
 #[tokio::test]
 async fn both_protocols_streams_and_a_new_certificate() -> Result<()> {
     let certificates = Certificates::make()?;
-    let platform = certificates.platform(Form::Dev).await?;
+    let platform = certificates.platform(Form::Dev, &[]).await?;
     let user = platform.user().await?;
     let deployed = user.deploy("probe", probe()).await?.expect(201)?;
     let path = format!("/f/{}/probe", user.handle);
@@ -164,7 +169,7 @@ async fn both_protocols_streams_and_a_new_certificate() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_command_line_believes_whom_it_is_told() -> Result<()> {
     let certificates = Certificates::make()?;
-    let platform = certificates.platform(Form::Dev).await?;
+    let platform = certificates.platform(Form::Dev, &[]).await?;
     let folder = tempfile::tempdir()?;
     std::fs::create_dir(folder.path().join("hello"))?;
     std::fs::write(folder.path().join("hello.tar.gz"), example("hello-python"))?;

@@ -4,32 +4,32 @@
 use std::collections::BTreeSet;
 use std::os::unix::net::UnixDatagram;
 use std::process::{Command, ExitStatus};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use futures_util::StreamExt as _;
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpStream, UnixStream};
-use tokio::task::JoinHandle;
+use tokio::net::UnixStream;
 
 use crate::archive::{archive, script};
 use crate::client::Client;
 use crate::fleet::Fleet;
 use crate::platform::{Form, Platform, Program, until};
 use crate::websocket::WebSocket;
+use load::{Caller, Calls as _, Load, Server};
+
+mod load;
+mod tls;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const UPGRADES: usize = 10;
-/// Clients that keep their connection, and clients that open one for each call.
-const CALLERS: (usize, usize) = (5, 3);
 
 /// What the two gateways say of a hand-over.
 const ASKED: &str = "a successor asks for this gateway's place";
 const GIVEN: &str = "the successor has this gateway's place";
 const FAILED: &str = "the hand-over failed";
+const GONE: &str = "the gateway before this one has ended";
 
 fn hello() -> Vec<u8> {
     script("printf '{\"body\":\"hello\"}' >/result.json")
@@ -38,105 +38,6 @@ fn hello() -> Vec<u8> {
 fn server() -> Vec<u8> {
     let manifest = "contract = \"http\"\naccess = \"public\"\ntimeout_ms = 60000\nconcurrency = 20\n";
     archive(&[("index.js", include_str!("programs/probe.js")), ("dartcloud.toml", manifest)])
-}
-
-/// A client without a second try: what other clients do again by themselves is a failed call here.
-struct Caller {
-    port: u16,
-    path: String,
-    stream: Option<TcpStream>,
-}
-
-/// What it got.
-struct Answered {
-    id: String,
-    closes: bool,
-}
-
-impl Caller {
-    fn new(port: u16, path: &str) -> Self {
-        Self { port, path: path.to_owned(), stream: None }
-    }
-
-    /// One call, on the connection of the call before unless that was to be the last.
-    async fn call(&mut self) -> Result<Answered> {
-        let mut stream = match self.stream.take() {
-            Some(stream) => stream,
-            None => TcpStream::connect(("127.0.0.1", self.port)).await.context("no connection")?,
-        };
-        stream.write_all(format!("GET {} HTTP/1.1\r\nHost: x\r\n\r\n", self.path).as_bytes()).await?;
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            head.push(
-                stream.read_u8().await.with_context(|| format!("cut after {:?}", String::from_utf8_lossy(&head)))?,
-            );
-        }
-        let head = String::from_utf8(head)?;
-        let header = |name: &str| {
-            let line = head.lines().find(|line| line.to_ascii_lowercase().starts_with(&format!("{name}: ")));
-            line.and_then(|line| line.split_once(": ")).map(|(_, value)| value.to_owned())
-        };
-        let length = header("content-length").context("no length")?.parse()?;
-        let mut body = vec![0; length];
-        stream.read_exact(&mut body).await?;
-        ensure!(head.starts_with("HTTP/1.1 200 "), "{head}{}", String::from_utf8_lossy(&body));
-        let closes = header("connection").is_some_and(|value| value == "close");
-        if !closes {
-            self.stream = Some(stream);
-        }
-        Ok(Answered { id: header("x-request-id").context("no id")?, closes })
-    }
-}
-
-/// Calls of a function, as fast as they go, until it is told to stop.
-struct Load {
-    stop: Arc<AtomicBool>,
-    made: Arc<AtomicUsize>,
-    tasks: Vec<JoinHandle<Result<Vec<String>>>>,
-}
-
-impl Load {
-    fn begin(port: u16, path: &str) -> Self {
-        let (stop, made) = (Arc::<AtomicBool>::default(), Arc::<AtomicUsize>::default());
-        let caller = |keeps: bool| {
-            let (stop, made, mut caller) = (stop.clone(), made.clone(), Caller::new(port, path));
-            tokio::spawn(async move {
-                let mut ids = Vec::new();
-                while !stop.load(Ordering::Relaxed) {
-                    let answered = caller.call().await.with_context(|| format!("call {} of this client", ids.len()))?;
-                    ids.push(answered.id);
-                    made.fetch_add(1, Ordering::Relaxed);
-                    if !keeps {
-                        caller.stream = None;
-                    }
-                }
-                Ok(ids)
-            })
-        };
-        let keeping = (0..CALLERS.0).map(|_| caller(true));
-        let tasks = keeping.chain((0..CALLERS.1).map(|_| caller(false))).collect();
-        Self { stop, made, tasks }
-    }
-
-    /// Waits until so many more calls were answered; a client that failed does not.
-    async fn more(&self, calls: usize) -> Result<()> {
-        let wanted = self.made.load(Ordering::Relaxed) + calls;
-        until("more calls are answered", PATIENCE, async || {
-            let is_over = self.tasks.iter().any(JoinHandle::is_finished);
-            Ok((is_over || self.made.load(Ordering::Relaxed) >= wanted).then_some(()))
-        })
-        .await
-    }
-
-    /// The ids of all calls, none of which failed.
-    async fn end(self) -> Result<Vec<String>> {
-        self.stop.store(true, Ordering::Relaxed);
-        let mut ids = Vec::new();
-        for task in self.tasks {
-            ids.extend(task.await??);
-        }
-        Ok(ids)
-    }
 }
 
 /// How often the gateways have said something.
@@ -163,14 +64,18 @@ async fn succeed(platform: &mut Platform) -> Result<Program> {
     Ok(platform.is_succeeded_by(successor))
 }
 
-/// The same, and waits until the one before has ended, and the successor has seen it.
+/// Waits until a successor has seen that the one before has ended, and so may be succeeded itself; `before` have been.
+async fn until_gone(platform: &Platform, before: usize) -> Result<()> {
+    until_said(platform, GONE, before).await
+}
+
+/// The same as `succeed`, and waits until the one before has ended, and the successor has seen it.
 async fn upgrade(platform: &mut Platform) -> Result<()> {
-    let gone = "the gateway before this one has ended";
-    let before = said(platform, gone)?;
+    let before = said(platform, GONE)?;
     let mut old = succeed(platform).await?;
     let status = ended(&mut old).await?;
     ensure!(status.success(), "the gateway before ended with {status}:\n{}", platform.log());
-    until_said(platform, gone, before).await
+    until_gone(platform, before).await
 }
 
 /// Each call has one record, and each record is of a call.
@@ -201,8 +106,9 @@ async fn ten_upgrades_under_load_fail_no_call() -> Result<()> {
         let mut ticks = user.request("GET", &format!("{server_path}/ticks")).send().await?.bytes_stream();
         ticks.next().await.context("nothing came")??;
         let mut socket = WebSocket::open(platform.port(), &format!("{server_path}/socket")).await?;
-        let mut silent = Caller::new(platform.port(), &format!("{server_path}/count"));
-        ensure!(!silent.call().await?.closes);
+        let mut silent = Caller::new(&Server::Plain(platform.port()), &format!("{server_path}/count"), true);
+        silent.call().await?;
+        ensure!(!silent.closes);
         let deployer = user.clone();
         let deploy = tokio::spawn(async move { deployer.deploy("moving", hello()).await });
         let mut old = succeed(&mut platform).await?;
@@ -210,8 +116,8 @@ async fn ten_upgrades_under_load_fail_no_call() -> Result<()> {
 
         socket.send("still there").await?;
         ensure!(socket.receive().await? == "still there");
-        let last = silent.call().await.context("on a connection that was silent")?;
-        ensure!(last.closes, "it is not asked to go");
+        silent.call().await.context("on a connection that was silent")?;
+        ensure!(silent.closes, "it is not asked to go");
         let mut rest = Vec::new();
         while let Some(chunk) = ticks.next().await {
             rest.extend(chunk.context("a stream that was open")?);
@@ -226,10 +132,7 @@ async fn ten_upgrades_under_load_fail_no_call() -> Result<()> {
         let status = ended(&mut old).await?;
         ensure!(status.success(), "the gateway before ended with {status}:\n{}", platform.log());
         load.more(50).await?;
-        until("the successor may be succeeded", PATIENCE, async || {
-            Ok((said(&platform, "the gateway before this one has ended")? > number).then_some(()))
-        })
-        .await?;
+        until_gone(&platform, number).await?;
     }
     let ids = load.end().await.with_context(|| platform.log())?;
     println!("{} calls in {UPGRADES} upgrades, 0 failed; a successor had the place after {took:?}", ids.len());

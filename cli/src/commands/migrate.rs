@@ -6,9 +6,9 @@ use std::str::FromStr;
 
 use common::settings::default_data_dir;
 use store::StoreArgs;
-use store::backup::{self, Place, Progress};
+use store::backup::{self, DatabaseLocation, Progress};
 
-use crate::kept::contents;
+use crate::data::contents;
 use crate::{output, progress};
 
 /// The options of `migrate`.
@@ -65,13 +65,14 @@ impl FromStr for Database {
 }
 
 impl Database {
-    fn place(self, function_db: &str) -> Place {
+    fn location(self, function_db: &str) -> DatabaseLocation {
         let settings = StoreArgs { function_db: function_db.to_owned(), ..StoreArgs::default() };
         match self {
-            Self::Sqlite(data_dir) => Place { settings, data_dir },
-            Self::Postgres(url) => {
-                Place { settings: StoreArgs { database_url: Some(url), ..settings }, data_dir: PathBuf::new() }
-            }
+            Self::Sqlite(data_dir) => DatabaseLocation { settings, data_dir },
+            Self::Postgres(url) => DatabaseLocation {
+                settings: StoreArgs { database_url: Some(url), ..settings },
+                data_dir: PathBuf::new(),
+            },
         }
     }
 }
@@ -84,7 +85,7 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         Database::Sqlite(_) | Database::Postgres(_) => None,
     });
     let _held = held.collect::<Result<Vec<_>, _>>()?;
-    let (from, to) = (from.place(&args.function_db), args.to.place(&args.function_db));
+    let (from, to) = (from.location(&args.function_db), args.to.location(&args.function_db));
     let far = Progress::default();
     let copying = backup::copy(&from, &to, args.replace, &far);
     let summary = progress::shown(|| format!("copying: {} rows", far.rows()), copying).await?;

@@ -7,8 +7,8 @@ use gateway::JwtArgs;
 use store::artifacts::Artifacts;
 use store::backup::{Backup, Progress};
 
+use crate::data::{self, DataArgs, contents, so_far, warn_of_missing};
 use crate::failure::wrong;
-use crate::kept::{self, Kept, contents, so_far, warn_of_missing};
 use crate::{output, progress};
 
 /// The options of `restore`.
@@ -27,7 +27,7 @@ pub(crate) struct Args {
     #[arg(long)]
     forget_authority: bool,
     #[command(flatten)]
-    kept: Kept,
+    data: DataArgs,
     #[command(flatten)]
     jwt: JwtArgs,
 }
@@ -46,13 +46,13 @@ pub(crate) async fn run(mut args: Args) -> anyhow::Result<()> {
     if args.forget_authority {
         backup.forget_authority();
     }
-    kept::use_secret(&args.kept.data_dir, &mut args.jwt);
+    data::use_secret(&args.data.data_dir, &mut args.jwt);
     check_secret(&args.jwt, &backup)?;
 
-    let _held = gateway::hold(&args.kept.data_dir)?;
-    let artifacts = Artifacts::connect(&args.kept.artifacts, args.kept.functions()).await?;
-    let (place, far) = (args.kept.place(), Progress::default());
-    let restoring = backup.restore(&place, &artifacts, args.replace, &far);
+    let _held = gateway::hold(&args.data.data_dir)?;
+    let artifacts = Artifacts::connect(&args.data.artifacts, args.data.functions()).await?;
+    let (database, far) = (args.data.database(), Progress::default());
+    let restoring = backup.restore(&database, &artifacts, args.replace, &far);
     progress::shown(|| so_far("restoring", &far), restoring).await?;
     let summary = backup.summary();
     output::line(format_args!("restored: {}, {} archives and builds", contents(summary), summary.artifacts))?;
@@ -65,7 +65,7 @@ fn check_secret(jwt: &JwtArgs, backup: &Backup) -> anyhow::Result<()> {
     let is = match gateway::opens(jwt, authority) {
         Ok(true) => return Ok(()),
         Ok(false) => "another one is set",
-        Err(_) if kept::has_no_secret(jwt) => "none is set",
+        Err(_) if data::has_no_secret(jwt) => "none is set",
         Err(error) => return Err(error.into()),
     };
     Err(wrong(format!(

@@ -9,22 +9,22 @@ use gateway::Founder;
 use rand::Rng as _;
 
 use crate::credentials::{self, Credentials};
-use crate::kept;
+use crate::data;
 
 /// The account that the first start registers, and so the operator's.
 const EMAIL: &str = "operator@localhost";
 
 /// Uses the secret that was set, else the one that an earlier start made, else a fresh one.
 pub(super) fn ensure_jwt_secret(data_dir: &Path, gateway: &mut gateway::Settings) -> Result<()> {
-    let path = data_dir.join(kept::JWT_SECRET);
-    if !path.exists() && kept::has_no_secret(&gateway.jwt) {
+    let path = data_dir.join(data::JWT_SECRET);
+    if !path.exists() && data::has_no_secret(&gateway.jwt) {
         // tempfile creates with mode 0600, and the name appears only when the text is there.
         let mut file = tempfile::NamedTempFile::new_in(data_dir)?;
         file.write_all(random_text().as_bytes())?;
         file.as_file().sync_all()?;
         file.persist(&path).with_context(|| format!("cannot write {}", path.display()))?;
     }
-    kept::use_secret(data_dir, &mut gateway.jwt);
+    data::use_secret(data_dir, &mut gateway.jwt);
     Ok(())
 }
 

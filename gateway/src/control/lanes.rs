@@ -24,7 +24,7 @@ struct Lane {
 }
 
 /// A place in a lane; dropping it leaves the lane.
-pub(crate) struct Place {
+pub(crate) struct LanePlace {
     lanes: Lanes,
     key: LaneKey,
     turn: Arc<tokio::sync::Mutex<()>>,
@@ -34,7 +34,7 @@ pub(crate) struct Place {
 pub(crate) struct Turn {
     // Dropped in this order: the turn ends before the place is given up.
     _turn: OwnedMutexGuard<()>,
-    _place: Place,
+    _place: LanePlace,
 }
 
 /// The lane has [`MAX_IN_LANE`] deploys already.
@@ -44,7 +44,7 @@ pub(crate) struct LaneFull;
 
 impl Lanes {
     /// Takes a place in the lane of `key`.
-    pub(crate) fn enter(&self, key: LaneKey) -> Result<Place, LaneFull> {
+    pub(crate) fn enter(&self, key: LaneKey) -> Result<LanePlace, LaneFull> {
         let mut lanes = self.lock();
         let lane = lanes.entry(key.clone()).or_default();
         if lane.inside >= MAX_IN_LANE {
@@ -52,7 +52,7 @@ impl Lanes {
         }
         lane.inside += 1;
         let turn = Arc::clone(&lane.turn);
-        Ok(Place { lanes: self.clone(), key, turn })
+        Ok(LanePlace { lanes: self.clone(), key, turn })
     }
 
     /// Places that are taken, over all lanes.
@@ -66,7 +66,7 @@ impl Lanes {
     }
 }
 
-impl Place {
+impl LanePlace {
     /// Waits until all who came earlier have left.
     pub(crate) async fn turn(self) -> Turn {
         let turn = Arc::clone(&self.turn).lock_owned().await;
@@ -74,7 +74,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for LanePlace {
     fn drop(&mut self) {
         let mut lanes = self.lanes.lock();
         if let Some(lane) = lanes.get_mut(&self.key) {

@@ -111,10 +111,10 @@ pub(crate) struct State {
 
 /// The control API cannot start.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum StartError {
+pub(crate) enum ControlApiError {
     /// Its pool of threads cannot.
     #[error("cannot start the passwords' pool")]
-    Passwords(#[from] passwords::StartError),
+    Passwords(#[from] passwords::PasswordsError),
     /// A metric has the name of another.
     #[error("a metric is registered twice")]
     Metric(#[from] prometheus::Error),
@@ -122,7 +122,7 @@ pub(crate) enum StartError {
 
 impl State {
     /// Starts what the control API runs beside its requests: the passwords' threads.
-    pub(crate) fn start(args: ControlArgs, parts: Parts, registry: &Registry) -> Result<Arc<Self>, StartError> {
+    pub(crate) fn start(args: ControlArgs, parts: Parts, registry: &Registry) -> Result<Arc<Self>, ControlApiError> {
         let Parts { gateway, store, artifacts, runtimes, ceilings, caps, .. } = parts;
         let Parts { identity, fleet, enrolment, routes, tasks, stop, close, .. } = parts;
         Ok(Arc::new(Self {

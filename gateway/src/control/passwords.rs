@@ -42,7 +42,7 @@ type Job = Box<dyn FnOnce() + Send>;
 
 /// The pool cannot be made.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum StartError {
+pub(crate) enum PasswordsError {
     /// The system gives no more threads.
     #[error("cannot start a thread for passwords")]
     Thread(#[source] std::io::Error),
@@ -53,7 +53,7 @@ pub(crate) enum StartError {
 
 impl Passwords {
     /// Starts the threads.
-    pub(crate) fn start(threads: u32, registry: &Registry) -> Result<Self, StartError> {
+    pub(crate) fn start(threads: u32, registry: &Registry) -> Result<Self, PasswordsError> {
         let busy = IntCounter::new("dartcloud_control_passwords_refused_total", "Hashes refused for a full queue")?;
         let seconds = Histogram::with_opts(
             HistogramOpts::new("dartcloud_control_password_seconds", "Time that one hash took on its thread")
@@ -65,7 +65,7 @@ impl Passwords {
         let queue = Arc::new(Mutex::new(queue));
         let (late, late_queue) = sync_channel(QUEUE);
         let spawn = |name: String, work: Job| {
-            std::thread::Builder::new().name(name).spawn(work).map(drop).map_err(StartError::Thread)
+            std::thread::Builder::new().name(name).spawn(work).map(drop).map_err(PasswordsError::Thread)
         };
         for number in 0..threads {
             let queue = Arc::clone(&queue);

@@ -22,7 +22,7 @@ use super::auth::rfc3339;
 use super::build_log::BuildLog;
 use super::error::Failure;
 use super::functions::{self, reload_routes};
-use super::lanes::Place;
+use super::lanes::LanePlace;
 use super::plan::Plan;
 use crate::fleet::NoNode;
 
@@ -41,7 +41,7 @@ pub(crate) struct Release {
     pub(crate) archive: Incoming,
     /// What the function's URL begins with.
     pub(crate) base: String,
-    pub(crate) place: Place,
+    pub(crate) place: LanePlace,
     pub(crate) deadline: Instant,
 }
 

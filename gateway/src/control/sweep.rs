@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use common::error::Chain;
 use futures_util::TryStreamExt as _;
-use store::artifacts::{Artifact, Kept};
+use store::artifacts::{Artifact, ArtifactEntry};
 use store::claims::Claim;
 
 use super::State;
@@ -59,7 +59,7 @@ pub(super) async fn sweep(state: &State, grace: Duration) -> Result<u64, SweepEr
 async fn remove_unneeded(state: &State, grace: Duration) -> Result<u64, SweepError> {
     let needed = needed(state).await?;
     let before = SystemTime::now().checked_sub(grace).unwrap_or(SystemTime::UNIX_EPOCH);
-    let is_unneeded = |kept: &Kept| kept.since <= before && !needed.contains(&kept.artifact);
+    let is_unneeded = |entry: &ArtifactEntry| entry.since <= before && !needed.contains(&entry.artifact);
     let (mut all, mut removed) = (state.artifacts.list(), 0);
     while let Some(kept) = all.try_next().await? {
         if is_unneeded(&kept) && remove(state, kept.artifact).await? {

@@ -5,7 +5,6 @@
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
-use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,9 +18,9 @@ use hyper::rt::Executor;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Notify;
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
 use tokio_util::task::TaskTracker;
 
 use super::Edge;
@@ -29,6 +28,9 @@ use super::body::{AnswerBody, AnswerError};
 use super::gate::{MAX_HEAD_BYTES, MAX_HEADER_LINES, MAX_TARGET_BYTES};
 use super::listener::{Farewell, HEAD_DEADLINE, STALL};
 use super::peer::Peer;
+use wire::Wire;
+
+mod wire;
 
 /// Most requests at once on a connection.
 const MAX_STREAMS: u32 = 128;
@@ -54,7 +56,8 @@ const PING: Duration = Duration::from_secs(20);
 /// How long a connection may carry no request; up to twice that, since it is only looked at so often.
 const IDLE: Duration = Duration::from_secs(60);
 
-/// How long a client may take to hear a goodbye, or to read any of what is left of its answers.
+/// How long a client may take to hear a goodbye, or to read any of what is left of its answers; where a successor accepts
+/// the next, as long as a connection may be silent.
 const GOODBYE: Duration = Duration::from_secs(2);
 
 tokio::task_local! {
@@ -64,6 +67,9 @@ tokio::task_local! {
 
 /// Serves a connection to its end: the client's, a rest of a minute, a first request that does not come, or, at the
 /// farewell, what is in flight then, for its grace at most. The streams are among `tasks`.
+///
+/// The goodbye is GOAWAY twice, so that nothing is lost that crosses it: first one that only asks for no more streams, and,
+/// once the client has answered the PING behind it, one that names the last stream that was begun.
 pub(crate) async fn serve<I>(
     io: I,
     edge: Arc<Edge>,
@@ -94,30 +100,43 @@ where
         .max_pending_accept_reset_streams(MAX_TAKEN_BACK)
         .keep_alive_interval(PING)
         .keep_alive_timeout(PING)
-        .serve_connection(TokioIo::new(Outward { io, tally: streams.tally.clone() }), service);
+        .serve_connection(TokioIo::new(Wire::new(io, &streams.tally)), service);
     let mut connection = pin!(connection);
     let mut begin = Interrupt::new(farewell.begins());
-    let (mut seen, mut patience) = (0, HEAD_DEADLINE);
-    loop {
+    let (mut seen, mut patience, first_by) = (0, HEAD_DEADLINE, Instant::now() + HEAD_DEADLINE);
+    let closing = loop {
         tokio::select! {
             biased;
             ended = connection.as_mut() => return ended,
-            () = begin.come() => break,
-            () = sleep(patience) => if streams.rest(&mut seen) { break },
+            () = begin.come() => break true,
+            () = sleep(patience) => if streams.rest(&mut seen) { break false },
         }
         patience = IDLE;
-    }
-    connection.as_mut().graceful_shutdown();
+    };
     let mut end = Interrupt::new(async {
         farewell.begins().await;
         sleep(farewell.grace).await;
     });
+    let mut patience = GOODBYE;
+    if closing {
+        let settle = farewell.settle();
+        // Who has just come is answered once: many a client takes a goodbye before its first request for a failure.
+        tokio::select! {
+            biased;
+            ended = connection.as_mut() => return ended,
+            () = streams.first() => {}
+            () = end.come() => return Ok(()),
+            () = sleep_until(first_by.min(Instant::now() + settle)) => {}
+        }
+        patience = settle.clamp(GOODBYE, HEAD_DEADLINE);
+    }
+    connection.as_mut().graceful_shutdown();
     loop {
         tokio::select! {
             biased;
             ended = connection.as_mut() => return ended,
             () = end.come() => return Ok(()),
-            () = sleep(GOODBYE) => if streams.are_none() && !streams.moved() { return Ok(()) },
+            () = sleep(patience) => if streams.are_none() && !streams.moved() { return Ok(()) },
         }
     }
 }
@@ -133,7 +152,7 @@ struct Streams {
 struct Tally {
     begun: AtomicU64,
     open: AtomicUsize,
-    /// Bytes left for the client.
+    /// Bytes left for the client, or came from it.
     moved: AtomicBool,
 }
 
@@ -142,7 +161,12 @@ impl Streams {
         self.tally.open.load(Ordering::Relaxed) == 0
     }
 
-    /// Whether anything left for the client since this was asked last. A stream is over before its last bytes are.
+    /// Waits until there was one. It wakes nobody: only what polls the connection begins streams, and that polls this, too.
+    async fn first(&self) {
+        poll_fn(|_| if self.tally.begun.load(Ordering::Relaxed) > 0 { Poll::Ready(()) } else { Poll::Pending }).await;
+    }
+
+    /// Whether anything passed since this was asked last. A stream is over before its last bytes are.
     fn moved(&self) -> bool {
         self.tally.moved.swap(false, Ordering::Relaxed)
     }
@@ -151,55 +175,6 @@ impl Streams {
     fn rest(&self, seen: &mut u64) -> bool {
         let begun = self.tally.begun.load(Ordering::Relaxed);
         std::mem::replace(seen, begun) == begun && self.are_none()
-    }
-}
-
-/// A connection that notes when bytes leave.
-struct Outward<I> {
-    io: I,
-    tally: Arc<Tally>,
-}
-
-impl<I> Outward<I> {
-    fn note(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        if matches!(written, Poll::Ready(Ok(1..))) {
-            self.tally.moved.store(true, Ordering::Relaxed);
-        }
-        written
-    }
-}
-
-impl<I: AsyncRead + Unpin> AsyncRead for Outward<I> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(cx, into)
-    }
-}
-
-impl<I: AsyncWrite + Unpin> AsyncWrite for Outward<I> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.io).poll_write(cx, bytes);
-        self.note(written)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.io).poll_write_vectored(cx, slices);
-        self.note(written)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }
 
@@ -294,7 +269,6 @@ impl Body for Watched {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::AsyncWriteExt as _;
     use tokio::time::timeout;
 
     use super::*;
@@ -315,12 +289,6 @@ mod tests {
         streams.tasks.close();
         streams.tasks.wait().await;
         assert!(streams.are_none() && streams.rest(&mut seen), "none came since");
-
-        let (io, _client) = tokio::io::duplex(8);
-        let mut outward = Outward { io, tally: streams.tally.clone() };
-        assert!(!streams.moved());
-        outward.write_all(b"bytes").await.unwrap();
-        assert!(streams.moved() && !streams.moved(), "since it was asked last");
     }
 
     #[tokio::test]

@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::num::NonZeroU32;
 use std::os::fd::IntoRawFd as _;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -122,7 +122,7 @@ pub(crate) fn serve(
     let connections = TaskTracker::new();
     let seats = Arc::new(args.seats(raise_descriptors()));
     let proxies = Arc::new(args.trusted_proxies.clone().unwrap_or_default());
-    let door = Door { edge: edge.clone(), tls, seats, proxies, connections: connections.clone(), grace };
+    let app = EdgeApp { edge: edge.clone(), tls, seats, proxies, connections: connections.clone(), grace };
     // Pingora's own configuration is for its own proxy; here it gives threads and sockets only.
     let conf = ServerConf {
         threads: args.threads(),
@@ -133,7 +133,7 @@ pub(crate) fn serve(
     };
     let mut server = Server::new_with_opt_and_conf(None, conf);
     server.bootstrap();
-    server.add_service(Public { socket: Some(socket), door: Some(door), closing });
+    server.add_service(Public { socket: Some(socket), app: Some(app), closing });
     let drain = Drain { edge, connections, close, readiness, stop, grace };
     server.run(RunArgs { shutdown_signal: Box::new(drain) });
 }
@@ -142,20 +142,20 @@ pub(crate) fn serve(
 /// error with a sentence, before anything starts), with a stop signal of our own.
 struct Public {
     socket: Option<TcpListener>,
-    door: Option<Door>,
+    app: Option<EdgeApp>,
     closing: watch::Receiver<bool>,
 }
 
 #[async_trait]
 impl pingora::services::Service for Public {
     async fn start_service(&mut self, fds: Option<ListenFds>, _: ShutdownWatch, listeners_per_fd: usize) {
-        let (Some(socket), Some(door), Some(fds)) = (self.socket.take(), self.door.take(), fds) else { return };
+        let (Some(socket), Some(app), Some(fds)) = (self.socket.take(), self.app.take(), fds) else { return };
         let address = match socket.local_addr() {
             Ok(address) => address.to_string(),
             Err(error) => return tracing::error!(%error, "the public socket has no address"),
         };
         fds.lock().add(address.clone(), socket.into_raw_fd());
-        let mut listening = Service::new("edge".to_owned(), door);
+        let mut listening = Service::new("edge".to_owned(), app);
         listening.add_tcp(&address);
         pingora::services::Service::start_service(&mut listening, Some(fds), self.closing.clone(), listeners_per_fd)
             .await;
@@ -203,7 +203,7 @@ impl ShutdownSignalWatch for Drain {
 }
 
 /// What happens on each connection.
-struct Door {
+struct EdgeApp {
     edge: Arc<Edge>,
     tls: Option<Arc<Tls>>,
     seats: Arc<Seats>,
@@ -213,7 +213,7 @@ struct Door {
 }
 
 #[async_trait]
-impl ServerApp for Door {
+impl ServerApp for EdgeApp {
     async fn process_new(self: &Arc<Self>, stream: Stream, closing: &ShutdownWatch) -> Option<Stream> {
         let _open = self.connections.token();
         let address = address_of(&stream)?.ip();
@@ -229,11 +229,12 @@ impl ServerApp for Door {
         let scheme = if self.tls.is_some() { "https" } else { "http" };
         let seated = Some(Seated::new(seat, &self.edge.metrics));
         let peer = Peer { seated, ..Peer::new(address, scheme, proxies) };
+        let farewell = Farewell { closing, to_successor: &self.edge.to_successor, grace: self.grace };
         let ended = match &self.tls {
-            None => self.http1(Prompt::new(stream, STALL), &peer, closing).await,
+            None => self.http1(Prompt::new(stream, STALL), &peer, farewell).await,
             Some(tls) => {
                 // Boxed, since it is large: connections without TLS are not to pay for it.
-                Box::pin(self.secure(tls, stream, peer, closing)).await
+                Box::pin(self.secure(tls, stream, peer, farewell)).await
             }
         };
         if let Err(error) = ended {
@@ -244,56 +245,41 @@ impl ServerApp for Door {
 }
 
 /// How the end comes to a connection: from when on, and how long it may then take.
+#[derive(Clone, Copy)]
 pub(crate) struct Farewell<'a> {
     closing: &'a ShutdownWatch,
+    to_successor: &'a AtomicBool,
     pub(crate) grace: Duration,
 }
 
 impl Farewell<'_> {
     /// Waits for its beginning.
     pub(crate) async fn begins(&self) {
-        begins(self.closing.clone()).await;
+        let mut closing = self.closing.clone();
+        // Not the guard that `wait_for` returns: it is not to be held while the connection goes on.
+        closing.wait_for(|closing| *closing).await.ok();
+    }
+
+    /// Once it has begun: how long silent connections stay open from now on. One that was just opened for its first request,
+    /// or kept for the next, is closed for its silence by then anyway.
+    pub(crate) fn settle(&self) -> Duration {
+        if self.to_successor.load(Ordering::Acquire) { self.grace } else { SETTLE.min(self.grace) }
     }
 }
 
-// Not the guard that `wait_for` returns: it is not to be held while the connection goes on.
-async fn begins(mut closing: ShutdownWatch) {
-    closing.wait_for(|closing| *closing).await.ok();
-}
-
-impl Door {
-    /// How long silent connections stay open from now on. One that was just opened for its first request, or kept for the
-    /// next, is closed for its silence by then anyway.
-    fn settle(&self) -> Duration {
-        if self.edge.to_successor.load(Ordering::Acquire) { self.grace } else { SETTLE.min(self.grace) }
-    }
-
+impl EdgeApp {
     /// Serves a connection with TLS to its end.
-    async fn secure(&self, tls: &Tls, stream: Stream, peer: Peer, closing: &ShutdownWatch) -> hyper::Result<()> {
-        let Some(stream) = self.shake(tls, stream, closing).await else { return Ok(()) };
+    async fn secure(&self, tls: &Tls, stream: Stream, peer: Peer, farewell: Farewell<'_>) -> hyper::Result<()> {
+        let Some(stream) = shake(tls, stream, farewell).await else { return Ok(()) };
         if tls::speaks_http2(&stream) {
-            let farewell = Farewell { closing, grace: self.grace };
             http2::serve(stream, self.edge.clone(), peer, &self.connections, farewell).await
         } else {
-            self.http1(stream, &peer, closing).await
-        }
-    }
-
-    /// The handshake, of which a stop does not wait for the end.
-    async fn shake(&self, tls: &Tls, stream: Stream, closing: &ShutdownWatch) -> Option<TlsStream<Prompt<Stream>>> {
-        let late = async {
-            begins(closing.clone()).await;
-            sleep(self.settle()).await;
-        };
-        tokio::select! {
-            biased;
-            shaken = tls.shake(stream) => shaken,
-            () = late => None,
+            self.http1(stream, &peer, farewell).await
         }
     }
 
     /// Serves a connection of HTTP/1.1 to its end.
-    async fn http1<S>(&self, stream: S, peer: &Peer, closing: &ShutdownWatch) -> hyper::Result<()>
+    async fn http1<S>(&self, stream: S, peer: &Peer, farewell: Farewell<'_>) -> hyper::Result<()>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -307,17 +293,17 @@ impl Door {
             .with_upgrades();
         let mut connection = std::pin::pin!(connection);
         let mut cut = Interrupt::new(peer.cut.notified());
-        let mut closing = Interrupt::new(begins(closing.clone()));
+        let mut closing = Interrupt::new(farewell.begins());
         tokio::select! {
             biased;
             ended = connection.as_mut() => ended,
             () = cut.come() => Ok(()),
             () = closing.come() => {
-                let end = Instant::now() + self.grace;
+                let end = Instant::now() + farewell.grace;
                 tokio::select! {
                     ended = connection.as_mut() => ended,
                     () = cut.come() => Ok(()),
-                    () = sleep(self.settle()) => {
+                    () = sleep(farewell.settle()) => {
                         // What is in flight is answered, what is silent is closed.
                         connection.as_mut().graceful_shutdown();
                         tokio::select! {
@@ -329,6 +315,19 @@ impl Door {
                 }
             }
         }
+    }
+}
+
+/// The handshake, of which a stop does not wait for the end.
+async fn shake(tls: &Tls, stream: Stream, farewell: Farewell<'_>) -> Option<TlsStream<Prompt<Stream>>> {
+    let late = async {
+        farewell.begins().await;
+        sleep(farewell.settle()).await;
+    };
+    tokio::select! {
+        biased;
+        shaken = tls.shake(stream) => shaken,
+        () = late => None,
     }
 }
 

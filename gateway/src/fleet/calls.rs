@@ -219,9 +219,9 @@ impl Calls {
             Err(refused @ (CallError::NotFound | CallError::NotPlaced)) => refused,
             known => return known,
         };
-        let Some(elder) = self.fleet.elder() else { return Err(refused) };
+        let Some(predecessor) = self.fleet.predecessor() else { return Err(refused) };
         let question = Question { node: asker.node, is_local: asker.is_local, what };
-        match elder.ask(question).await {
+        match predecessor.ask(question).await {
             Some(Answer { may: true, spec }) => Ok(spec),
             _ => Err(refused),
         }

@@ -19,7 +19,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::timeout;
 
 use crate::edge::placement::{Load, Rankings, Seat, Wanted};
-use crate::hand_over::Elder;
+use crate::hand_over::PredecessorClient;
 use crate::metrics::Metrics;
 
 mod attendance;
@@ -114,7 +114,7 @@ struct Inner {
     /// Whether a successor accepts agents, and this gateway none.
     has_successor: watch::Sender<bool>,
     /// The gateway whose place this one has taken, until that one has ended.
-    elder: ArcSwapOption<Elder>,
+    predecessor: ArcSwapOption<PredecessorClient>,
     metrics: Arc<Metrics>,
 }
 
@@ -180,7 +180,7 @@ impl Fleet {
             warming: Mutex::default(),
             authorities: watch::Sender::new(Vec::new()),
             has_successor: watch::Sender::new(false),
-            elder: ArcSwapOption::empty(),
+            predecessor: ArcSwapOption::empty(),
             metrics,
         }))
     }

@@ -6,17 +6,17 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::Fleet;
-use crate::hand_over::Elder;
+use crate::hand_over::PredecessorClient;
 
 impl Fleet {
     /// Leaves whoever dials from now on to a successor, and has each agent told to link to it; how many nodes are linked.
-    pub(crate) fn give_doors(&self) -> usize {
+    pub(crate) fn release_agents(&self) -> usize {
         self.0.has_successor.send_replace(true);
         self.nodes().iter().count()
     }
 
     /// Accepts agents again, if a successor was to.
-    pub(crate) fn take_doors_back(&self) {
+    pub(crate) fn take_agents_back(&self) {
         self.0.has_successor.send_if_modified(std::mem::take);
     }
 
@@ -33,12 +33,12 @@ impl Fleet {
     }
 
     /// Knows the gateway whose place this one takes, or that it has ended.
-    pub(crate) fn follow(&self, elder: Option<Arc<Elder>>) {
-        self.0.elder.store(elder);
+    pub(crate) fn follow(&self, predecessor: Option<Arc<PredecessorClient>>) {
+        self.0.predecessor.store(predecessor);
     }
 
     /// The gateway whose place this one has taken, until that one has ended.
-    pub(crate) fn elder(&self) -> Option<Arc<Elder>> {
-        self.0.elder.load_full()
+    pub(crate) fn predecessor(&self) -> Option<Arc<PredecessorClient>> {
+        self.0.predecessor.load_full()
     }
 }

@@ -1,11 +1,12 @@
 //! A gateway's place, handed over to a new process on the same data directory without a call that fails.
 //!
-//! 1. The successor dials the [`Door`] of the gateway that runs, and gets an [`Estate`]: every socket that accepts, and the
-//!    lock of the data directory. It opens its store and makes its parts, and accepts nothing.
+//! 1. The successor dials the [`HandOverSocket`] of the gateway that runs, its predecessor, and gets
+//!    [`InheritedSockets`]: every socket that accepts, and the lock of the data directory. It opens its store and makes its
+//!    parts, and accepts nothing.
 //! 2. It says that it is ready. From then on it alone accepts agents, and each agent that is linked hears that it is to
 //!    link to the successor as well.
-//! 3. Once as many nodes are linked to it, it accepts clients and says so. The one before accepts nobody any more, answers
-//!    what it has, and ends.
+//! 3. Once as many nodes are linked to it, it accepts clients and says so. The predecessor accepts nobody any more,
+//!    drains, and ends.
 //!
 //! Until the third step is done, whatever goes wrong leaves the gateway that runs as it was. Nobody's connection is lost,
 //! since both have the same sockets: what nobody has accepted yet waits there for whoever does.
@@ -20,24 +21,24 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
-mod door;
-mod elder;
-mod line;
+mod channel;
 mod predecessor;
+mod predecessor_client;
+mod socket;
 mod steps;
 
-pub(crate) use door::{Door, Given, Giver};
-pub(crate) use elder::{Answer, Elder, Question, What};
-pub(crate) use predecessor::{Before, LINKING, are_enough};
+pub(crate) use predecessor::{LINKING, OldProcess, are_enough};
 pub use predecessor::{Predecessor, TakeOverError};
+pub(crate) use predecessor_client::{Answer, PredecessorClient, Question, What};
+pub(crate) use socket::{HandOver, HandOverSignals, HandOverSocket};
 
-/// The name of the door's socket under the data directory.
-const DOOR: &str = "hand-over.sock";
+/// The name of the hand-over's socket under the data directory.
+const SOCKET: &str = "hand-over.sock";
 
 /// Whose place a gateway takes, and whether another may take its own.
 pub struct Succession {
     pub(crate) predecessor: Option<Predecessor>,
-    pub(crate) has_door: bool,
+    pub(crate) accepts_successor: bool,
     pub(crate) ops: Option<Ops>,
 }
 
@@ -55,18 +56,18 @@ impl Succession {
     /// A gateway that takes nobody's place and gives its own to nobody.
     #[must_use]
     pub fn none() -> Self {
-        Self { predecessor: None, has_door: false, ops: None }
+        Self { predecessor: None, accepts_successor: false, ops: None }
     }
 
     /// A gateway that takes this place, if there is one, and that a successor finds.
     #[must_use]
     pub fn of(predecessor: Option<Predecessor>, ops: Option<Ops>) -> Self {
-        Self { predecessor, has_door: true, ops }
+        Self { predecessor, accepts_successor: true, ops }
     }
 }
 
-/// What a successor gets.
-pub(crate) struct Estate {
+/// What a successor inherits.
+pub(crate) struct InheritedSockets {
     /// Whoever has this open keeps all others out of the data directory.
     pub(crate) lock: File,
     /// Where clients are accepted.
@@ -77,11 +78,11 @@ pub(crate) struct Estate {
     pub(crate) nodes: Option<TcpListener>,
     /// Where metrics are asked for.
     pub(crate) ops: Option<TcpListener>,
-    /// Where the successor asks for what only the gateway before it knows.
+    /// Where the successor asks for what only its predecessor knows.
     pub(crate) questions: Option<UnixStream>,
 }
 
-/// What one descriptor of an estate is.
+/// What one descriptor of them is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Piece {
@@ -93,8 +94,8 @@ enum Piece {
     Questions,
 }
 
-impl Estate {
-    /// The same sockets once more, without a line for questions.
+impl InheritedSockets {
+    /// The same sockets once more, without a channel for questions.
     fn try_clone(&self) -> io::Result<Self> {
         let copy = |socket: &Option<TcpListener>| socket.as_ref().map(TcpListener::try_clone).transpose();
         Ok(Self {
@@ -141,7 +142,7 @@ impl Estate {
     }
 }
 
-/// A socket of an estate, if it is bound where the settings want it; any port will do for port 0.
+/// An inherited socket, if it is bound where the settings want it; any port will do for port 0.
 pub(crate) fn bound_at(socket: TcpListener, wanted: SocketAddr) -> Option<TcpListener> {
     let address = socket.local_addr().ok()?;
     (address.ip() == wanted.ip() && (wanted.port() == 0 || address.port() == wanted.port())).then_some(socket)
@@ -157,9 +158,9 @@ pub(crate) fn bound_to(socket: UnixListener, wanted: &Path) -> Option<UnixListen
 mod tests {
     use super::*;
 
-    fn estate(directory: &Path, nodes: bool) -> Estate {
+    fn sockets(directory: &Path, nodes: bool) -> InheritedSockets {
         let listener = || TcpListener::bind("127.0.0.1:0").unwrap();
-        Estate {
+        InheritedSockets {
             lock: File::create(directory.join("lock")).unwrap(),
             public: listener(),
             link: UnixListener::bind(directory.join("link")).unwrap(),
@@ -170,15 +171,15 @@ mod tests {
     }
 
     #[test]
-    fn an_estate_arrives_whole_or_not_at_all() {
+    fn inherited_sockets_arrive_whole_or_not_at_all() {
         for nodes in [false, true] {
             let directory = tempfile::tempdir().unwrap();
-            let sent = estate(directory.path(), nodes);
+            let sent = sockets(directory.path(), nodes);
             let (names, descriptors): (Vec<_>, Vec<_>) = sent.pieces().into_iter().unzip();
             let copies = || descriptors.iter().map(|descriptor| descriptor.try_clone_to_owned().unwrap());
-            assert!(Estate::of(&names, copies().skip(1).collect()).is_none(), "one is missing");
-            assert!(Estate::of(&names[1..], copies().skip(1).collect()).is_none(), "the lock is missing");
-            let came = Estate::of(&names, copies().collect()).unwrap();
+            assert!(InheritedSockets::of(&names, copies().skip(1).collect()).is_none(), "one is missing");
+            assert!(InheritedSockets::of(&names[1..], copies().skip(1).collect()).is_none(), "the lock is missing");
+            let came = InheritedSockets::of(&names, copies().collect()).unwrap();
             assert_eq!(came.public.local_addr().unwrap(), sent.public.local_addr().unwrap());
             assert_eq!(came.nodes.is_some(), nodes);
         }
@@ -187,16 +188,16 @@ mod tests {
     #[test]
     fn a_socket_is_taken_where_the_settings_want_it() {
         let directory = tempfile::tempdir().unwrap();
-        let estate = estate(directory.path(), false);
-        let address = estate.public.local_addr().unwrap();
+        let sockets = sockets(directory.path(), false);
+        let address = sockets.public.local_addr().unwrap();
         let check = |wanted: SocketAddr, expected: bool| {
-            assert_eq!(bound_at(estate.public.try_clone().unwrap(), wanted).is_some(), expected, "{wanted}");
+            assert_eq!(bound_at(sockets.public.try_clone().unwrap(), wanted).is_some(), expected, "{wanted}");
         };
         check(address, true);
         check(SocketAddr::new(address.ip(), 0), true);
         check(SocketAddr::new(address.ip(), address.port() ^ 1), false);
         check(SocketAddr::new("0.0.0.0".parse().unwrap(), address.port()), false);
-        assert!(bound_to(estate.link.try_clone().unwrap(), &directory.path().join("other")).is_none());
-        assert!(bound_to(estate.link, &directory.path().join("link")).is_some());
+        assert!(bound_to(sockets.link.try_clone().unwrap(), &directory.path().join("other")).is_none());
+        assert!(bound_to(sockets.link, &directory.path().join("link")).is_some());
     }
 }

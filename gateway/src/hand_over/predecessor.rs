@@ -10,10 +10,10 @@ use common::ids::GatewayId;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use super::line::{Line, VERSION, Word};
-use super::{DOOR, Elder, Estate, bound_at};
+use super::channel::{Channel, Message, VERSION};
+use super::{InheritedSockets, PredecessorClient, SOCKET, bound_at};
 
-/// How long the gateway that runs may take for a word.
+/// How long the gateway that runs may take for a message.
 const ANSWER: Duration = Duration::from_secs(10);
 
 /// How long nodes may take to link themselves to the successor.
@@ -24,7 +24,7 @@ pub(crate) const LINKING: Duration = Duration::from_secs(5);
 pub enum TakeOverError {
     /// It cannot be asked.
     #[error("the gateway that runs cannot be asked for its place")]
-    Line(#[source] io::Error),
+    Channel(#[source] io::Error),
     /// It keeps its place.
     #[error("the gateway that runs keeps its place: {0}")]
     Refused(String),
@@ -47,18 +47,18 @@ pub enum TakeOverError {
 
 /// A gateway that gives its place.
 pub struct Predecessor {
-    line: Line,
+    channel: Channel,
     gateway: GatewayId,
-    estate: Estate,
+    sockets: InheritedSockets,
 }
 
-/// The same, without what it gave.
-pub(crate) struct Before {
-    line: Line,
+/// The same, once its sockets are inherited: until it has drained.
+pub(crate) struct OldProcess {
+    channel: Channel,
     /// Which gateway it is.
     pub(crate) gateway: GatewayId,
-    /// Who knows what only it knows.
-    pub(crate) elder: Option<Arc<Elder>>,
+    /// Tells what only it knows.
+    pub(crate) client: Option<Arc<PredecessorClient>>,
 }
 
 impl Predecessor {
@@ -67,60 +67,63 @@ impl Predecessor {
     /// # Errors
     /// It keeps its place.
     pub async fn find(data_dir: &Path) -> Result<Option<Self>, TakeOverError> {
-        let stream = match UnixStream::connect(data_dir.join(DOOR)).await {
+        let stream = match UnixStream::connect(data_dir.join(SOCKET)).await {
             Ok(stream) => stream,
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
                 return Ok(None);
             }
-            Err(error) => return Err(TakeOverError::Line(error)),
+            Err(error) => return Err(TakeOverError::Channel(error)),
         };
-        let mut line = Line::new(stream);
-        line.say(&Word::Take { version: VERSION }, &[]).await.map_err(TakeOverError::Line)?;
-        let Word::Sockets { pieces, gateway } = hear(&mut line).await? else { return Err(TakeOverError::Garbled) };
-        let estate = Estate::of(&pieces, line.take_descriptors()).ok_or(TakeOverError::Garbled)?;
-        Ok(Some(Self { line, gateway, estate }))
+        let mut channel = Channel::new(stream);
+        channel.send(&Message::Take { version: VERSION }, &[]).await.map_err(TakeOverError::Channel)?;
+        let Message::Sockets { pieces, gateway } = receive(&mut channel).await? else {
+            return Err(TakeOverError::Garbled);
+        };
+        let sockets = InheritedSockets::of(&pieces, channel.take_descriptors()).ok_or(TakeOverError::Garbled)?;
+        Ok(Some(Self { channel, gateway, sockets }))
     }
 
     /// Its ops listener, if it is where the settings want it.
     pub fn ops(&mut self, wanted: SocketAddr) -> Option<TcpListener> {
-        bound_at(self.estate.ops.take()?, wanted)
+        bound_at(self.sockets.ops.take()?, wanted)
     }
 
     /// What it gave, and it itself. Call it on a runtime.
-    pub(crate) fn divide(self) -> Result<(Estate, Before), TakeOverError> {
-        let Self { line, gateway, mut estate } = self;
-        let elder = estate.questions.take().map(Elder::new).transpose().map_err(TakeOverError::Line)?;
-        Ok((estate, Before { line, gateway, elder: elder.map(Arc::new) }))
+    pub(crate) fn divide(self) -> Result<(InheritedSockets, OldProcess), TakeOverError> {
+        let Self { channel, gateway, mut sockets } = self;
+        let client =
+            sockets.questions.take().map(PredecessorClient::new).transpose().map_err(TakeOverError::Channel)?;
+        Ok((sockets, OldProcess { channel, gateway, client: client.map(Arc::new) }))
     }
 }
 
-impl Before {
+impl OldProcess {
     /// Says that the successor can take agents. From now on it alone accepts them; how many nodes there are.
     pub(crate) async fn ready(&mut self) -> Result<usize, TakeOverError> {
-        self.line.say(&Word::Ready, &[]).await.map_err(TakeOverError::Line)?;
-        match hear(&mut self.line).await? {
-            Word::Doors { nodes } => Ok(nodes),
+        self.channel.send(&Message::Ready, &[]).await.map_err(TakeOverError::Channel)?;
+        match receive(&mut self.channel).await? {
+            Message::AgentsReleased { nodes } => Ok(nodes),
             _ => Err(TakeOverError::Garbled),
         }
     }
 
     /// Says that the successor takes clients, which is the end of the other.
     pub(crate) async fn serving(&mut self) -> Result<(), TakeOverError> {
-        self.line.say(&Word::Serving, &[]).await.map_err(TakeOverError::Line)
+        self.channel.send(&Message::Serving, &[]).await.map_err(TakeOverError::Channel)
     }
 
     /// Waits until it is gone.
     pub(crate) async fn gone(&mut self) {
         // It has nothing more to say, so whatever comes is its end.
-        self.line.hear::<Word>().await.ok();
+        self.channel.receive::<Message>().await.ok();
     }
 }
 
-async fn hear(line: &mut Line) -> Result<Word, TakeOverError> {
-    match timeout(ANSWER, line.hear()).await {
+async fn receive(channel: &mut Channel) -> Result<Message, TakeOverError> {
+    match timeout(ANSWER, channel.receive()).await {
         Err(_) => Err(TakeOverError::Late),
-        Ok(Ok(Some(Word::Refused { reason }))) => Err(TakeOverError::Refused(reason)),
-        Ok(Ok(Some(word))) => Ok(word),
+        Ok(Ok(Some(Message::Refused { reason }))) => Err(TakeOverError::Refused(reason)),
+        Ok(Ok(Some(message))) => Ok(message),
         Ok(Ok(None)) => Err(TakeOverError::Gone),
         Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionReset => Err(TakeOverError::Gone),
         Ok(Err(_)) => Err(TakeOverError::Garbled),

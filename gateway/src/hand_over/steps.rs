@@ -1,15 +1,15 @@
-//! The steps of a hand-over at the gateway that runs: what each word of a successor means, and how long the next one may
+//! The steps of a hand-over at the gateway that runs: what each message of a successor means, and how long the next one may
 //! take.
 
 use std::time::Duration;
 
-use super::line::VERSION;
+use super::channel::VERSION;
 
 /// How far a hand-over has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
     /// Somebody dialled.
-    Met,
+    Connected,
     /// It has the sockets and makes its parts. Nothing has changed for anybody.
     Preparing,
     /// It accepts agents. Clients are still accepted here.
@@ -37,13 +37,13 @@ pub(super) enum Event {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
     /// Give it the sockets.
-    Hand,
+    SendSockets,
     /// Accept no more agents, and tell those that are linked.
-    GiveDoors,
+    ReleaseAgents,
     /// Accept nobody any more, and end with what is here.
-    GiveWay,
+    Drain,
     /// Go on as if it had not come.
-    GoOn(Why),
+    Abort(Why),
 }
 
 /// Why a hand-over fails.
@@ -60,10 +60,10 @@ pub(super) enum Why {
 }
 
 impl Stage {
-    /// How long the next word may take. A database may take a minute to answer the successor.
+    /// How long the next message may take. A database may take a minute to answer the successor.
     pub(super) fn patience(self) -> Duration {
         Duration::from_secs(match self {
-            Self::Met => 5,
+            Self::Connected => 5,
             Self::Preparing => 120,
             Self::Linking => 30,
         })
@@ -73,13 +73,13 @@ impl Stage {
 /// What an event means at a stage, and the stage after it.
 pub(super) fn next(stage: Stage, event: Event) -> (Stage, Step) {
     match (stage, event) {
-        (Stage::Met, Event::Asked(VERSION)) => (Stage::Preparing, Step::Hand),
-        (Stage::Met, Event::Asked(other)) => (stage, Step::GoOn(Why::Version(other))),
-        (Stage::Preparing, Event::Ready) => (Stage::Linking, Step::GiveDoors),
-        (Stage::Linking, Event::Serving) => (stage, Step::GiveWay),
-        (_, Event::Gone) => (stage, Step::GoOn(Why::Gone)),
-        (_, Event::Late) => (stage, Step::GoOn(Why::Late)),
-        _ => (stage, Step::GoOn(Why::Garbled)),
+        (Stage::Connected, Event::Asked(VERSION)) => (Stage::Preparing, Step::SendSockets),
+        (Stage::Connected, Event::Asked(other)) => (stage, Step::Abort(Why::Version(other))),
+        (Stage::Preparing, Event::Ready) => (Stage::Linking, Step::ReleaseAgents),
+        (Stage::Linking, Event::Serving) => (stage, Step::Drain),
+        (_, Event::Gone) => (stage, Step::Abort(Why::Gone)),
+        (_, Event::Late) => (stage, Step::Abort(Why::Late)),
+        _ => (stage, Step::Abort(Why::Garbled)),
     }
 }
 
@@ -89,10 +89,10 @@ mod tests {
 
     /// What the last of these events leads to.
     fn check(events: &[Event], expected: Step) {
-        let (mut stage, mut step) = (Stage::Met, None);
+        let (mut stage, mut step) = (Stage::Connected, None);
         for event in events {
             let (after, next) = super::next(stage, *event);
-            assert!(!matches!(step, Some(Step::GoOn(_) | Step::GiveWay)), "{events:?} go on after the end");
+            assert!(!matches!(step, Some(Step::Abort(_) | Step::Drain)), "{events:?} go on after the end");
             (stage, step) = (after, Some(next));
         }
         assert_eq!(step, Some(expected), "{events:?}");
@@ -101,23 +101,23 @@ mod tests {
     #[test]
     fn a_hand_over() {
         use Event::*;
-        check(&[Asked(VERSION)], Step::Hand);
-        check(&[Asked(VERSION), Ready], Step::GiveDoors);
-        check(&[Asked(VERSION), Ready, Serving], Step::GiveWay);
+        check(&[Asked(VERSION)], Step::SendSockets);
+        check(&[Asked(VERSION), Ready], Step::ReleaseAgents);
+        check(&[Asked(VERSION), Ready, Serving], Step::Drain);
     }
 
     #[test]
     fn whatever_else_comes_leaves_the_gateway_as_it_was() {
         use Event::*;
-        check(&[Asked(VERSION + 1)], Step::GoOn(Why::Version(VERSION + 1)));
-        check(&[Ready], Step::GoOn(Why::Garbled));
-        check(&[Asked(VERSION), Serving], Step::GoOn(Why::Garbled));
-        check(&[Asked(VERSION), Asked(VERSION)], Step::GoOn(Why::Garbled));
-        check(&[Asked(VERSION), Ready, Ready], Step::GoOn(Why::Garbled));
+        check(&[Asked(VERSION + 1)], Step::Abort(Why::Version(VERSION + 1)));
+        check(&[Ready], Step::Abort(Why::Garbled));
+        check(&[Asked(VERSION), Serving], Step::Abort(Why::Garbled));
+        check(&[Asked(VERSION), Asked(VERSION)], Step::Abort(Why::Garbled));
+        check(&[Asked(VERSION), Ready, Ready], Step::Abort(Why::Garbled));
         for end in [(Gone, Why::Gone), (Late, Why::Late), (Garbled, Why::Garbled)] {
-            check(&[end.0], Step::GoOn(end.1));
-            check(&[Asked(VERSION), end.0], Step::GoOn(end.1));
-            check(&[Asked(VERSION), Ready, end.0], Step::GoOn(end.1));
+            check(&[end.0], Step::Abort(end.1));
+            check(&[Asked(VERSION), end.0], Step::Abort(end.1));
+            check(&[Asked(VERSION), Ready, end.0], Step::Abort(end.1));
         }
     }
 }

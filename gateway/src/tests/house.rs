@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -70,6 +71,7 @@ pub(super) struct House {
     /// How its users shake hands, where it speaks TLS.
     pub(super) tls: Option<Arc<ClientConfig>>,
     stop: CancellationToken,
+    to_successor: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
     directory: tempfile::TempDir,
 }
@@ -117,7 +119,7 @@ impl House {
         let (registry, readiness, stop) = (Registry::new(), Readiness::default(), CancellationToken::new());
         let pages = More::default();
         let socket = shared.place.link_socket();
-        let (address, bound) = tokio::sync::oneshot::channel();
+        let (bound, binds) = tokio::sync::oneshot::channel();
         let thread = std::thread::spawn({
             let (registry, readiness, stop) = (registry.clone(), readiness.clone(), stop.clone());
             let pages = pages.clone();
@@ -125,12 +127,14 @@ impl House {
                 let gateway = Gateway::build(settings, &shared, &store, &registry, readiness, stop, Succession::none());
                 let gateway = gateway.unwrap();
                 pages.bring(Targets::of(&gateway.edge.fleet));
-                address.send(gateway.socket.local_addr().unwrap()).unwrap();
+                let to_successor = gateway.edge.to_successor.clone();
+                bound.send((gateway.socket.local_addr().unwrap(), to_successor)).unwrap();
                 gateway.serve();
             }
         });
-        let address = tokio::time::timeout(PATIENCE, bound).await.unwrap().unwrap();
-        Self { address, socket, registry, readiness, pages, tls: None, stop, thread: Some(thread), directory }
+        let (address, to_successor) = tokio::time::timeout(PATIENCE, binds).await.unwrap().unwrap();
+        let thread = Some(thread);
+        Self { address, socket, registry, readiness, pages, tls: None, stop, to_successor, thread, directory }
     }
 
     /// Where the gateway keeps everything.
@@ -152,6 +156,12 @@ impl House {
     /// Tells the gateway to stop.
     pub(super) fn begin_stop(&self) {
         self.stop.cancel();
+    }
+
+    /// The same, as if a successor accepted clients.
+    pub(super) fn begin_succession(&self) {
+        self.to_successor.store(true, Ordering::Release);
+        self.begin_stop();
     }
 
     /// Waits until the gateway has stopped.

@@ -6,6 +6,7 @@ mod connections;
 mod drain;
 mod failure;
 mod fleet;
+mod goodbye;
 mod house;
 mod labels;
 mod node;

@@ -21,16 +21,16 @@ use super::house::{House, PATIENCE, get, post, read, until};
 use super::node::Node;
 
 const HTTP1: &[&[u8]] = &[b"http/1.1"];
-const BOTH: &[&[u8]] = &[b"h2", b"http/1.1"];
+pub(super) const BOTH: &[&[u8]] = &[b"h2", b"http/1.1"];
 
 /// A certificate and its key as files, and clients that believe all that ever lay there.
-struct Files {
+pub(super) struct Files {
     directory: tempfile::TempDir,
     roots: RootCertStore,
 }
 
 impl Files {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let mut files = Self { directory: tempfile::tempdir().unwrap(), roots: RootCertStore::empty() };
         files.renew();
         files
@@ -53,7 +53,7 @@ impl Files {
         self.directory.path()
     }
 
-    fn client(&self, protocols: &[&[u8]]) -> Arc<ClientConfig> {
+    pub(super) fn client(&self, protocols: &[&[u8]]) -> Arc<ClientConfig> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
         let mut config = builder.with_root_certificates(self.roots.clone()).with_no_client_auth();
@@ -62,7 +62,7 @@ impl Files {
     }
 
     /// A gateway that serves with them.
-    async fn house(&self, flags: &[&str]) -> House {
+    pub(super) async fn house(&self, flags: &[&str]) -> House {
         let paths = ["cert.pem", "key.pem"].map(|name| self.path().join(name).display().to_string());
         let tls = ["--tls-cert-file", &paths[0], "--tls-key-file", &paths[1]];
         let mut house = House::start(&[&tls[..], flags].concat()).await;
@@ -71,7 +71,7 @@ impl Files {
     }
 }
 
-async fn http2(house: &House, files: &Files) -> http2::SendRequest<Full<Bytes>> {
+pub(super) async fn http2(house: &House, files: &Files) -> http2::SendRequest<Full<Bytes>> {
     let stream = house.shake(files.client(BOTH)).await.unwrap();
     assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
     let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
@@ -80,7 +80,7 @@ async fn http2(house: &House, files: &Files) -> http2::SendRequest<Full<Bytes>> 
 }
 
 /// The same request as HTTP/2 has it.
-fn named(mut request: Request<Full<Bytes>>) -> Request<Full<Bytes>> {
+pub(super) fn named(mut request: Request<Full<Bytes>>) -> Request<Full<Bytes>> {
     let host = request.headers_mut().remove("host").unwrap();
     let uri = format!("https://{}{}", host.to_str().unwrap(), request.uri());
     *request.uri_mut() = uri.parse::<Uri>().unwrap();

@@ -184,7 +184,7 @@ pub(super) struct Stale(Mutex<Shelf>);
 
 struct Shelf {
     max_bytes: usize,
-    answers: HashMap<Key, Kept>,
+    answers: HashMap<Key, Entry>,
     /// In the order in which they came.
     ages: BTreeMap<u64, Key>,
     next: u64,
@@ -193,7 +193,7 @@ struct Shelf {
     warming: HashSet<DeploymentId>,
 }
 
-struct Kept {
+struct Entry {
     age: u64,
     since: Instant,
     bytes: usize,
@@ -257,7 +257,7 @@ impl Shelf {
         self.next += 1;
         self.bytes += bytes;
         self.ages.insert(age, key.clone());
-        self.answers.insert(key, Kept { age, since: now, bytes, id, answer });
+        self.answers.insert(key, Entry { age, since: now, bytes, id, answer });
         while self.bytes > self.max_bytes {
             let Some((_, oldest)) = self.ages.pop_first() else { break };
             self.remove(&oldest);

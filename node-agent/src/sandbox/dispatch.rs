@@ -95,7 +95,7 @@ impl Sandboxes {
         state: &mut State,
         spec: &Arc<DeploymentSpec>,
         build: Build,
-    ) -> Result<Place, LeaseError> {
+    ) -> Result<QueuePlace, LeaseError> {
         if self.runtimes.get(&spec.runtime).is_none() {
             return Err(LeaseError::UnknownRuntime(spec.runtime.clone()));
         }
@@ -110,7 +110,7 @@ impl Sandboxes {
         state.recipes.entry(deployment).or_insert_with(|| Recipe { spec: Arc::clone(spec), build });
         let (tell, told) = oneshot::channel();
         state.waiters.insert(ticket, tell);
-        Ok(Place { sandboxes: Arc::clone(self), deployment, ticket, told })
+        Ok(QueuePlace { sandboxes: Arc::clone(self), deployment, ticket, told })
     }
 
     /// Does what the pool wants done for those who wait.
@@ -310,6 +310,11 @@ impl Sandboxes {
         self.tasks.spawn_on(removal, &self.runtime);
     }
 
+    /// Counts a sandbox that goes because nobody called it.
+    pub(crate) fn note_idle_removal(&self) {
+        self.metrics.idle_removals.inc();
+    }
+
     /// Removes what is idle for too long or has died, until the node closes.
     pub(super) async fn keep_house(self: Arc<Self>) {
         let mut round = tokio::time::interval(ROUND);
@@ -330,6 +335,9 @@ impl Sandboxes {
                     .expire(|since, function, kept| !kept && pool::expired(since, now, limit) || !function.is_ready());
                 for (function, _) in &gone {
                     let why = if function.is_ready() { ColdCause::Idle } else { ColdCause::Died };
+                    if why == ColdCause::Idle {
+                        self.note_idle_removal();
+                    }
                     farewells.note(function.spec.deployment, why);
                 }
                 gone
@@ -358,14 +366,14 @@ impl State {
 }
 
 /// A call's place in the queue. Dropping it, as the call's future is dropped, leaves the queue.
-struct Place {
+struct QueuePlace {
     sandboxes: Arc<Sandboxes>,
     deployment: DeploymentId,
     ticket: Ticket,
     told: oneshot::Receiver<Result<Lease, LeaseError>>,
 }
 
-impl Place {
+impl QueuePlace {
     async fn wait(mut self, limit: Duration) -> Result<Lease, LeaseError> {
         let since = Instant::now();
         match tokio::time::timeout(limit, &mut self.told).await {
@@ -376,7 +384,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for QueuePlace {
     fn drop(&mut self) {
         let mut state = self.sandboxes.lock();
         if state.waiters.remove(&self.ticket).is_some() {

@@ -14,6 +14,7 @@ pub(crate) struct Metrics {
     pub(crate) failed: IntCounter,
     pub(crate) start_seconds: Histogram,
     pub(crate) evictions: IntCounter,
+    pub(crate) idle_removals: IntCounter,
     frozen: IntGauge,
     pub(crate) freezes: IntCounter,
 }
@@ -36,6 +37,10 @@ impl Metrics {
             "dartcloud_sandbox_evictions_total",
             "Idle sandboxes removed because others needed their memory.",
         )?;
+        let idle_removals = IntCounter::new(
+            "dartcloud_sandbox_idle_removals_total",
+            "Sandboxes removed because nobody called them for SANDBOX_IDLE_SECONDS.",
+        )?;
         let frozen = IntGauge::new("dartcloud_sandbox_frozen_count", "Idle sandboxes whose processes are frozen.")?;
         let freezes = IntCounter::new("dartcloud_sandbox_freezes_total", "Freezes of idle sandboxes.")?;
         registry.register(Box::new(frozen.clone()))?;
@@ -45,6 +50,7 @@ impl Metrics {
         registry.register(Box::new(from_blank.clone()))?;
         registry.register(Box::new(start_seconds.clone()))?;
         registry.register(Box::new(evictions.clone()))?;
+        registry.register(Box::new(idle_removals.clone()))?;
         Ok(Self {
             states: ["starting", "warm", "busy"].map(|state| states.with_label_values(&[state])),
             blank: states.with_label_values(&["blank"]),
@@ -53,6 +59,7 @@ impl Metrics {
             failed: starts.with_label_values(&["failed"]),
             start_seconds,
             evictions,
+            idle_removals,
             frozen,
             freezes,
         })

@@ -71,7 +71,7 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(30);
 
 /// The sandboxes of a node cannot be opened; the sentence says the fix.
 #[derive(Debug, thiserror::Error)]
-pub enum StartError {
+pub enum SandboxesError {
     /// Without an Engine there are no sandboxes.
     #[error(transparent)]
     Docker(#[from] DockerError),
@@ -183,19 +183,19 @@ pub struct Sandboxes {
 ///
 /// # Errors
 /// They cannot; the sentence says the fix.
-pub async fn check_engine(args: &SandboxArgs) -> Result<(), StartError> {
+pub async fn check_engine(args: &SandboxArgs) -> Result<(), SandboxesError> {
     program::find(args)?;
     Engine::connect(&args.docker_host, args.pull()).await?;
     Ok(())
 }
 
 /// What the Engine says of itself and of the machine.
-pub(crate) async fn examine_engine(args: &SandboxArgs) -> Result<EngineFacts, StartError> {
+pub(crate) async fn examine_engine(args: &SandboxArgs) -> Result<EngineFacts, SandboxesError> {
     Ok(Engine::connect(&args.docker_host, args.pull()).await?.facts().await?)
 }
 
 /// Whether the runner is where the settings say, or beside this program.
-pub(crate) fn has_runner(args: &SandboxArgs) -> Result<(), StartError> {
+pub(crate) fn has_runner(args: &SandboxArgs) -> Result<(), SandboxesError> {
     program::find(args).map(drop)
 }
 
@@ -211,7 +211,7 @@ impl Sandboxes {
         data_dir: &Path,
         runtimes: Arc<Runtimes>,
         registry: &Registry,
-    ) -> Result<Arc<Self>, StartError> {
+    ) -> Result<Arc<Self>, SandboxesError> {
         let runner = program::find(args)?;
         let engine = Engine::connect(&args.docker_host, args.pull()).await?;
         if !args.build.build_ca_file.is_file() {

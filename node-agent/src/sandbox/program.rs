@@ -6,23 +6,23 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use super::{SandboxArgs, StartError};
+use super::{SandboxArgs, SandboxesError};
 
 /// Its name in the data directory.
 const NAME: &str = "dartcloud-runner";
 
 /// The program that comes with the agent.
-pub(super) fn find(args: &SandboxArgs) -> Result<PathBuf, StartError> {
+pub(super) fn find(args: &SandboxArgs) -> Result<PathBuf, SandboxesError> {
     let beside = || std::env::current_exe().ok().map(|path| path.with_file_name(NAME));
     let path = args.runner_path.clone().or_else(beside).unwrap_or_else(|| NAME.into());
     match path.canonicalize() {
         Ok(found) if found.is_file() => Ok(found),
-        _ => Err(StartError::NoRunner(path)),
+        _ => Err(SandboxesError::NoRunner(path)),
     }
 }
 
 /// Copies it into `data_dir`, and says where it is. An earlier one is replaced as a whole: what runs keeps its own.
-pub(super) fn install(program: &Path, data_dir: &Path) -> Result<PathBuf, StartError> {
+pub(super) fn install(program: &Path, data_dir: &Path) -> Result<PathBuf, SandboxesError> {
     let copied = || -> io::Result<PathBuf> {
         let data_dir = data_dir.canonicalize()?;
         let mut copy = tempfile::NamedTempFile::new_in(&data_dir)?;
@@ -34,7 +34,7 @@ pub(super) fn install(program: &Path, data_dir: &Path) -> Result<PathBuf, StartE
         copy.persist(&path).map_err(|error| error.error)?;
         Ok(path)
     };
-    copied().map_err(|cause| StartError::Runner { data_dir: data_dir.to_owned(), cause })
+    copied().map_err(|cause| SandboxesError::Runner { data_dir: data_dir.to_owned(), cause })
 }
 
 #[cfg(test)]

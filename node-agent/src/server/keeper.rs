@@ -70,12 +70,17 @@ impl Keeper {
                 },
                 _ = round.tick() => {
                     let deployment = self.server.deployment;
+                    let mut is_idle = false;
                     let unneeded = |idle: Duration| {
                         let kept = sandboxes.is_kept(deployment);
                         hungry = if sandboxes.others_starve(deployment) { hungry + 1 } else { 0 };
-                        !kept && idle >= sandboxes.idle() || hungry >= patience(idle, kept)
+                        is_idle = !kept && idle >= sandboxes.idle();
+                        is_idle || hungry >= patience(idle, kept)
                     };
                     if self.server.close_if_unneeded(unneeded) {
+                        if is_idle {
+                            sandboxes.note_idle_removal();
+                        }
                         return End::Unneeded;
                     }
                     Ok(())

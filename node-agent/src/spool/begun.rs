@@ -31,12 +31,12 @@ pub(super) struct Journal {
     path: PathBuf,
     file: Arc<File>,
     bytes: u64,
-    live: HashMap<InvocationId, Place>,
+    live: HashMap<InvocationId, FileRange>,
     live_bytes: u64,
 }
 
 #[derive(Clone, Copy)]
-struct Place {
+struct FileRange {
     offset: u64,
     length: u64,
 }
@@ -95,11 +95,11 @@ impl Journal {
         Ok((streams.into_values().collect(), corrupt))
     }
 
-    fn add(&mut self, line: &Line<'_>) -> io::Result<Place> {
+    fn add(&mut self, line: &Line<'_>) -> io::Result<FileRange> {
         let entry = segment::encode(line);
         // What a failed write leaves is overwritten by the next entry.
         self.file.write_all_at(&entry, self.bytes)?;
-        let place = Place { offset: self.bytes, length: entry.len() as u64 };
+        let place = FileRange { offset: self.bytes, length: entry.len() as u64 };
         self.bytes += place.length;
         Ok(place)
     }
@@ -131,7 +131,7 @@ impl Journal {
             let mut entry = vec![0; usize::try_from(place.length).unwrap_or_default()];
             self.file.read_exact_at(&mut entry, place.offset)?;
             file.write_all_at(&entry, bytes)?;
-            live.insert(*id, Place { offset: bytes, length: place.length });
+            live.insert(*id, FileRange { offset: bytes, length: place.length });
             bytes += place.length;
         }
         file.sync_data()?;

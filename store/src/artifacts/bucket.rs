@@ -14,7 +14,7 @@ use tokio::io::AsyncReadExt as _;
 use tokio::time::timeout;
 use tokio_util::io::StreamReader;
 
-use super::{Artifact, FOLDERS, Kept, Reader, StartError};
+use super::{Artifact, ArtifactEntry, ArtifactsError, FOLDERS, Reader};
 
 /// How much is uploaded, and held in memory, at once, in bytes. A service takes 10,000 parts.
 const PART_BYTES: u64 = 8 * 1024 * 1024;
@@ -38,17 +38,17 @@ impl Bucket {
     }
 
     /// Connects, and tries whether it may write.
-    pub(super) async fn open(objects: Arc<dyn ObjectStore>, prefix: Path) -> Result<Self, StartError> {
+    pub(super) async fn open(objects: Arc<dyn ObjectStore>, prefix: Path) -> Result<Self, ArtifactsError> {
         let bucket = Self::at(objects, prefix);
         let probe = bucket.probe();
         match timeout(QUESTION_DEADLINE, bucket.objects.put(&probe, PutPayload::default())).await {
             Ok(Ok(_)) => Ok(bucket),
-            Ok(Err(error @ Error::NotFound { .. })) => Err(StartError::NoBucket(other(error))),
+            Ok(Err(error @ Error::NotFound { .. })) => Err(ArtifactsError::NoBucket(other(error))),
             Ok(Err(error @ (Error::PermissionDenied { .. } | Error::Unauthenticated { .. }))) => {
-                Err(StartError::Forbidden(other(error)))
+                Err(ArtifactsError::Forbidden(other(error)))
             }
-            Ok(Err(error)) => Err(StartError::Service(other(error))),
-            Err(late) => Err(StartError::Service(late.into())),
+            Ok(Err(error)) => Err(ArtifactsError::Service(other(error))),
+            Err(late) => Err(ArtifactsError::Service(late.into())),
         }
     }
 
@@ -100,13 +100,17 @@ impl Bucket {
     }
 
     /// Every artifact. What bears no artifact's name is somebody else's.
-    pub(super) fn list(&self) -> BoxStream<'static, io::Result<Kept>> {
+    pub(super) fn list(&self) -> BoxStream<'static, io::Result<ArtifactEntry>> {
         let bucket = self.clone();
         let of_folder = move |folder: &'static str| {
             let prefix = bucket.prefix.clone().join(folder);
             bucket.objects.list(Some(&prefix)).map_err(other).try_filter_map(move |object| async move {
                 let artifact = object.location.filename().and_then(|name| Artifact::named(folder, name));
-                Ok(artifact.map(|artifact| Kept { artifact, since: object.last_modified.into(), bytes: object.size }))
+                Ok(artifact.map(|artifact| ArtifactEntry {
+                    artifact,
+                    since: object.last_modified.into(),
+                    bytes: object.size,
+                }))
             })
         };
         futures_util::stream::iter(FOLDERS).flat_map(of_folder).boxed()

@@ -7,7 +7,7 @@ use futures_util::stream::{self, Stream};
 use tempfile::TempPath;
 use tokio::fs::{File, ReadDir};
 
-use super::{Artifact, FOLDERS, Kept, Reader, blocking};
+use super::{Artifact, ArtifactEntry, FOLDERS, Reader, blocking};
 
 #[derive(Clone, Debug)]
 pub(super) struct Directory {
@@ -75,7 +75,7 @@ impl Directory {
         }
     }
 
-    pub(super) fn list(&self) -> impl Stream<Item = io::Result<Kept>> + Send + use<> {
+    pub(super) fn list(&self) -> impl Stream<Item = io::Result<ArtifactEntry>> + Send + use<> {
         let listing = Listing { root: self.root.clone(), folders: FOLDERS.iter(), open: None };
         stream::try_unfold(listing, |mut listing| async move { Ok(listing.next().await?.map(|kept| (kept, listing))) })
     }
@@ -86,7 +86,7 @@ impl Directory {
 }
 
 impl Listing {
-    async fn next(&mut self) -> io::Result<Option<Kept>> {
+    async fn next(&mut self) -> io::Result<Option<ArtifactEntry>> {
         loop {
             let Some((folder, entries)) = &mut self.open else {
                 let Some(folder) = self.folders.next() else { return Ok(None) };
@@ -107,7 +107,7 @@ impl Listing {
             };
             match entry.metadata().await {
                 Ok(metadata) => {
-                    return Ok(Some(Kept { artifact, since: metadata.modified()?, bytes: metadata.len() }));
+                    return Ok(Some(ArtifactEntry { artifact, since: metadata.modified()?, bytes: metadata.len() }));
                 }
                 // Somebody removed it meanwhile.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}

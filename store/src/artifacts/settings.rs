@@ -9,7 +9,7 @@ use object_store::aws::{AmazonS3, AmazonS3Builder};
 use object_store::path::Path;
 use object_store::{BackoffConfig, ClientOptions, RetryConfig};
 
-use super::StartError;
+use super::ArtifactsError;
 
 /// How long a connection to the service may take to come up.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
@@ -82,8 +82,8 @@ pub(super) enum Location {
 
 impl ArtifactArgs {
     /// # Errors
-    /// [`StartError::Settings`]: the URL is of no kind that is known, or a key is missing.
-    pub(super) fn location(&self) -> Result<Location, StartError> {
+    /// [`ArtifactsError::Settings`]: the URL is of no kind that is known, or a key is missing.
+    pub(super) fn location(&self) -> Result<Location, ArtifactsError> {
         // Compose files pass what is not set as an empty text.
         let Some(url) = given(self.artifacts_url.as_deref()) else { return Ok(Location::Default) };
         if let Some(path) = url.strip_prefix("file://") {
@@ -105,7 +105,7 @@ impl ArtifactArgs {
         Ok(Location::Bucket { client: Box::new(self.client(bucket)?), prefix })
     }
 
-    fn client(&self, bucket: &str) -> Result<AmazonS3, StartError> {
+    fn client(&self, bucket: &str) -> Result<AmazonS3, ArtifactsError> {
         let options = ClientOptions::new()
             .with_connect_timeout(CONNECT_DEADLINE)
             .with_read_timeout(SILENCE_DEADLINE)
@@ -124,7 +124,7 @@ impl ArtifactArgs {
             .with_retry(retry);
         if let Some(endpoint) = given(self.aws_endpoint_url.as_deref()) {
             if endpoint.starts_with("http://") && !self.aws_allow_http {
-                return Err(StartError::Settings(
+                return Err(ArtifactsError::Settings(
                     "AWS_ENDPOINT_URL is without TLS: make it https, or set AWS_ALLOW_HTTP=true on a network that you trust"
                         .into(),
                 ));
@@ -133,12 +133,12 @@ impl ArtifactArgs {
         }
         let file = self.aws_secret_access_key_file.as_deref().filter(|path| !path.as_os_str().is_empty());
         let key = secret(self.aws_secret_access_key.as_deref(), "AWS_SECRET_ACCESS_KEY", file);
-        match (given(self.aws_access_key_id.as_deref()), key.map_err(StartError::Settings)?) {
+        match (given(self.aws_access_key_id.as_deref()), key.map_err(ArtifactsError::Settings)?) {
             (Some(id), Some(key)) => builder = builder.with_access_key_id(id).with_secret_access_key(key),
             (None, None) => {}
             _ => {
                 let sentence = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY belong together: set both, or neither";
-                return Err(StartError::Settings(sentence.into()));
+                return Err(ArtifactsError::Settings(sentence.into()));
             }
         }
         if let Some(token) = given(self.aws_session_token.as_deref()) {
@@ -152,8 +152,8 @@ fn given(text: Option<&str>) -> Option<&str> {
     text.filter(|text| !text.is_empty())
 }
 
-fn refused(why: &str) -> StartError {
-    StartError::Settings(format!("ARTIFACTS_URL cannot be used: {why}"))
+fn refused(why: &str) -> ArtifactsError {
+    ArtifactsError::Settings(format!("ARTIFACTS_URL cannot be used: {why}"))
 }
 
 #[cfg(test)]

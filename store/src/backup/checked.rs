@@ -11,7 +11,7 @@ use tokio::fs::File;
 use super::file::{self, Reader};
 use super::manifest::{Entry, FORMAT, Head, Layout, Manifest};
 use super::tables::{AUTHORITY, Column, Table};
-use super::{BackupError, Place, Progress, Summary, connections, finish, open_target};
+use super::{BackupError, DatabaseLocation, Progress, Summary, connections, finish, open_target};
 use crate::artifacts::Artifacts;
 use crate::fleet::Authority;
 
@@ -94,7 +94,7 @@ impl Backup {
     /// The database is not empty, or something cannot be read or written. Then no row was changed.
     pub async fn restore(
         &mut self,
-        to: &Place,
+        to: &DatabaseLocation,
         artifacts: &Artifacts,
         replace: bool,
         progress: &Progress,

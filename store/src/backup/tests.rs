@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use super::tables::{Kind, PASSING};
 use super::*;
 use crate::fleet::{Authority, CertificateFacts, Joining, NewNode};
-use crate::tests::bench::{Bench, Place as Rooms, close, record};
+use crate::tests::bench::{Bench, FreshDatabase, close, record};
 use crate::tests::on_both;
 use crate::{LogLine, RefreshToken};
 
@@ -25,8 +25,8 @@ on_both!(
     a_failed_one_changes_nothing
 );
 
-fn place(rooms: &Rooms) -> Place {
-    Place { settings: rooms.args.clone(), data_dir: rooms.data_dir.path().to_owned() }
+fn place(rooms: &FreshDatabase) -> DatabaseLocation {
+    DatabaseLocation { settings: rooms.args.clone(), data_dir: rooms.data_dir.path().to_owned() }
 }
 
 /// A directory with an artifact store and room for a backup.
@@ -59,7 +59,7 @@ impl Shelf {
     }
 }
 
-async fn restore(file: &Path, shelf: &Shelf, rooms: &Rooms, replace: bool) -> Result<Summary, BackupError> {
+async fn restore(file: &Path, shelf: &Shelf, rooms: &FreshDatabase, replace: bool) -> Result<Summary, BackupError> {
     let mut backup = Backup::open(file, &Progress::default()).await?;
     backup.restore(&place(rooms), &shelf.artifacts, replace, &Progress::default()).await?;
     Ok(backup.summary().clone())
@@ -102,7 +102,7 @@ async fn fill(bench: &Bench) {
 }
 
 /// All rows of a database by table, in a form in which those of both databases are the same.
-async fn everything(place: &Place) -> BTreeMap<&'static str, Vec<Vec<Value>>> {
+async fn everything(place: &DatabaseLocation) -> BTreeMap<&'static str, Vec<Vec<Value>>> {
     let mut source = Connections::to_read(&place.settings, &place.data_dir).await.unwrap();
     let mut all = BTreeMap::new();
     for table in TABLES {
@@ -165,7 +165,7 @@ async fn everything_comes_back(bench: &Bench) {
     assert_eq!(mode & 0o777, 0o600);
 
     let before = everything(&place(&bench.place)).await;
-    for rooms in [Rooms::sqlite(), Rooms::postgres().await] {
+    for rooms in [FreshDatabase::sqlite(), FreshDatabase::postgres().await] {
         let other = Shelf::new();
         assert_eq!(restore(&shelf.file(), &other, &rooms, false).await.unwrap(), summary);
         assert_eq!(everything(&place(&rooms)).await, before);
@@ -178,7 +178,7 @@ async fn everything_comes_back(bench: &Bench) {
         restore(&shelf.file(), &other, &rooms, true).await.unwrap();
         assert_eq!(everything(&place(&rooms)).await, before);
         // And on to another database without a file.
-        let last = Rooms::sqlite();
+        let last = FreshDatabase::sqlite();
         copy(&place(&rooms), &place(&last), false, &Progress::default()).await.unwrap();
         assert_eq!(everything(&place(&last)).await, before);
         // What came out can be used, and its rules are those of before.
@@ -293,7 +293,7 @@ async fn what_is_newer_is_refused() {
 #[tokio::test]
 async fn what_is_not_there_is_said() {
     let (nowhere, shelf) = (tempfile::tempdir().unwrap(), Shelf::new());
-    let place = Place { settings: StoreArgs::default(), data_dir: nowhere.path().to_owned() };
+    let place = DatabaseLocation { settings: StoreArgs::default(), data_dir: nowhere.path().to_owned() };
     let written = write(&place, &shelf.artifacts, &shelf.file(), &Progress::default()).await;
     assert!(written.as_ref().is_err_and(|error| error.to_string().contains("DATA_DIR")), "{written:?}");
     // Nothing is left of what was begun, and nothing was made to be read.
@@ -318,7 +318,7 @@ async fn the_authority_can_be_left_out() {
     let (bench, shelf) = (Bench::sqlite().await, Shelf::new());
     fill(&bench).await;
     shelf.back_up(&bench).await;
-    let rooms = Rooms::sqlite();
+    let rooms = FreshDatabase::sqlite();
     let mut backup = Backup::open(&shelf.file(), &Progress::default()).await.unwrap();
     assert_eq!(backup.authority().unwrap().certificate, [2, 0, 255]);
     backup.forget_authority();

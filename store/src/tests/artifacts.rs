@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use tokio::io::AsyncReadExt as _;
 use uuid::Uuid;
 
-use crate::artifacts::{Artifact, ArtifactArgs, Artifacts, StartError};
+use crate::artifacts::{Artifact, ArtifactArgs, Artifacts, ArtifactsError};
 
 /// Makes of each named function a test on either kind of store.
 macro_rules! on_either {
@@ -212,7 +212,7 @@ async fn what_is_listed_can_be_removed(shelf: Shelf) {
     assert_eq!(listed(&artifacts).await, 1);
 }
 
-async fn refused(args: &ArtifactArgs) -> StartError {
+async fn refused(args: &ArtifactArgs) -> ArtifactsError {
     let root = tempfile::tempdir().unwrap();
     Artifacts::connect(args, root.path().to_owned()).await.unwrap_err()
 }
@@ -220,7 +220,7 @@ async fn refused(args: &ArtifactArgs) -> StartError {
 #[tokio::test]
 async fn a_start_says_what_is_wrong_with_the_bucket() {
     let missing = refused(&bucket_args("s3://never-made/prefix", &service())).await;
-    assert!(matches!(missing, StartError::NoBucket(_)), "{missing:?}");
+    assert!(matches!(missing, ArtifactsError::NoBucket(_)), "{missing:?}");
 
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("http://{}", silent.local_addr().unwrap());
@@ -231,9 +231,9 @@ async fn a_start_says_what_is_wrong_with_the_bucket() {
         }
     });
     let forbidden = refused(&bucket_args("s3://bucket", &address)).await;
-    assert!(matches!(forbidden, StartError::Forbidden(_)), "{forbidden:?}");
+    assert!(matches!(forbidden, ArtifactsError::Forbidden(_)), "{forbidden:?}");
 
     let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let away = refused(&bucket_args("s3://bucket", &format!("http://{gone}"))).await;
-    assert!(matches!(away, StartError::Service(_)), "{away:?}");
+    assert!(matches!(away, ArtifactsError::Service(_)), "{away:?}");
 }

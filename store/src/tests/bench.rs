@@ -21,13 +21,13 @@ use uuid::Uuid;
 
 use crate::{Function, NewDeployment, NewUser, Store, StoreArgs, User};
 
-/// A fresh database without a schema; [`drop`](Place::drop) ends it.
-pub(crate) struct Place {
+/// A fresh database without a schema; [`drop`](FreshDatabase::drop) ends it.
+pub(crate) struct FreshDatabase {
     pub(crate) args: StoreArgs,
     pub(crate) data_dir: TempDir,
 }
 
-impl Place {
+impl FreshDatabase {
     pub(crate) fn sqlite() -> Self {
         Self { args: StoreArgs::default(), data_dir: tempfile::tempdir().unwrap() }
     }
@@ -66,17 +66,17 @@ impl Place {
 /// A store on a database of its own.
 pub(crate) struct Bench {
     pub(crate) store: Arc<dyn Store>,
-    pub(crate) place: Place,
+    pub(crate) place: FreshDatabase,
 }
 
 impl Bench {
     pub(crate) async fn sqlite() -> Self {
-        let place = Place::sqlite();
+        let place = FreshDatabase::sqlite();
         Self { store: place.open().await, place }
     }
 
     pub(crate) async fn postgres() -> Self {
-        let place = Place::postgres().await;
+        let place = FreshDatabase::postgres().await;
         Self { store: place.open().await, place }
     }
 

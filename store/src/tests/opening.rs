@@ -6,22 +6,22 @@ use common::invocation::Outcome;
 use sqlx::{AssertSqlSafe, ConnectOptions as _};
 use uuid::Uuid;
 
-use super::bench::{Bench, Place, close, execute, record};
+use super::bench::{Bench, FreshDatabase, close, execute, record};
 use crate::{Error, StoreArgs};
 
 /// A role with this password, made by a superuser; dropped by `drop_role`.
-async fn create_role(place: &Place) -> String {
+async fn create_role(place: &FreshDatabase) -> String {
     let name = format!("store_test_{}", Uuid::now_v7().simple());
     execute(&mut place.main().await, &format!("CREATE ROLE {name} LOGIN PASSWORD 'secret'")).await;
     name
 }
 
-async fn drop_role(place: &Place, name: &str) {
+async fn drop_role(place: &FreshDatabase, name: &str) {
     execute(&mut place.main().await, &format!("DROP OWNED BY {name}")).await;
     execute(&mut place.main().await, &format!("DROP ROLE {name}")).await;
 }
 
-fn as_role(place: &Place, name: &str) -> StoreArgs {
+fn as_role(place: &FreshDatabase, name: &str) -> StoreArgs {
     let main = place.args.postgres().unwrap().unwrap().username(name).password("secret");
     StoreArgs { database_url: Some(main.to_url_lossy().to_string()), ..place.args.clone() }
 }
@@ -52,7 +52,7 @@ async fn the_sinks_role_may_insert_records_and_nothing_else() {
 
 #[tokio::test]
 async fn a_role_that_may_not_create_function_db_is_told_so() {
-    let place = Place::postgres().await;
+    let place = FreshDatabase::postgres().await;
     let role = create_role(&place).await;
     let opened = crate::open(&as_role(&place, &role), place.data_dir.path()).await.map(drop);
     drop_role(&place, &role).await;
@@ -62,7 +62,7 @@ async fn a_role_that_may_not_create_function_db_is_told_so() {
 
 #[tokio::test]
 async fn what_a_server_says_of_settings_is_no_matter_of_waiting() {
-    let place = Place::postgres().await;
+    let place = FreshDatabase::postgres().await;
     let main = || place.args.postgres().unwrap().unwrap();
     let check = async |main: sqlx::postgres::PgConnectOptions, words: &str| {
         let args = StoreArgs { database_url: Some(main.to_url_lossy().to_string()), ..place.args.clone() };

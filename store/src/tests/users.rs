@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::bench::{Bench, Place, new_user};
+use super::bench::{Bench, FreshDatabase, new_user};
 use super::on_both;
 use crate::{Error, NewUser};
 
@@ -67,7 +67,7 @@ async fn what_was_stored_comes_back(bench: &Bench) {
 }
 
 async fn several_programs_open_one_database_at_once(bench: &Bench) {
-    let place = if bench.is_postgres() { Place::postgres().await } else { Place::sqlite() };
+    let place = if bench.is_postgres() { FreshDatabase::postgres().await } else { FreshDatabase::sqlite() };
     let stores = futures_util::future::join_all((0..4).map(|_| place.open())).await;
     for store in &stores {
         store.ping().await.unwrap();

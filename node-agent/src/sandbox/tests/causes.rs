@@ -55,6 +55,7 @@ async fn after_it_was_idle() {
             let function = node.function("native");
             drop(check(node, &function, Some(ColdCause::FirstCall)).await);
             node.settles_at(0).await;
+            assert_eq!(node.metric("dartcloud_sandbox_idle_removals_total"), 1.0);
             drop(check(node, &function, Some(ColdCause::Idle)).await);
         },
     )

@@ -1,5 +1,5 @@
-//! What only the gateway before this one knows, for as long as it ends: which versions it has placed on which nodes, and
-//! those that it builds. A node that was given such a version asks us for it, and we ask the one before.
+//! What only this gateway's predecessor knows, while it drains: which versions it has placed on which nodes, and those that
+//! it builds. A node that was given such a version asks us for it, and we ask the predecessor.
 
 use std::io;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use tokio::net::UnixStream;
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
-use super::line::Line;
+use super::channel::Channel;
 
 /// How long an answer may take.
 const DEADLINE: Duration = Duration::from_secs(2);
@@ -49,13 +49,13 @@ pub(crate) struct Answer {
     pub(crate) spec: Option<DeploymentSpec>,
 }
 
-/// The gateway before this one.
-pub(crate) struct Elder(Mutex<Option<Line>>);
+/// Asks the predecessor.
+pub(crate) struct PredecessorClient(Mutex<Option<Channel>>);
 
-impl Elder {
-    /// On the end of the questions' line that the estate had.
+impl PredecessorClient {
+    /// On the end of the questions' channel that was inherited.
     pub(super) fn new(questions: std::os::unix::net::UnixStream) -> io::Result<Self> {
-        Ok(Self(Mutex::new(Some(line(questions)?))))
+        Ok(Self(Mutex::new(Some(channel(questions)?))))
     }
 
     /// Asks, one after the other. `None` when it does not answer.
@@ -63,18 +63,18 @@ impl Elder {
         let asked = async {
             let mut place = self.0.lock().await;
             // Out of its place until the answer is here: a question that was given up would have the next one's answer.
-            let mut line = place.take()?;
+            let mut channel = place.take()?;
             let answer = async {
-                line.say(&question, &[]).await?;
-                line.hear().await
+                channel.send(&question, &[]).await?;
+                channel.receive().await
             };
             match answer.await {
                 Ok(answer) => {
-                    *place = Some(line);
+                    *place = Some(channel);
                     answer
                 }
                 Err(error) => {
-                    tracing::debug!(%error, "the gateway before this one cannot be asked");
+                    tracing::debug!(%error, "the predecessor cannot be asked");
                     None
                 }
             }
@@ -86,9 +86,9 @@ impl Elder {
 /// Answers a successor's questions, until it is gone.
 pub(super) async fn answer(questions: std::os::unix::net::UnixStream, know: impl Fn(Question) -> Answer) {
     let answered = async {
-        let mut line = line(questions)?;
-        while let Some(question) = line.hear().await? {
-            line.say(&know(question), &[]).await?;
+        let mut channel = channel(questions)?;
+        while let Some(question) = channel.receive().await? {
+            channel.send(&know(question), &[]).await?;
         }
         Ok::<_, io::Error>(())
     };
@@ -97,9 +97,9 @@ pub(super) async fn answer(questions: std::os::unix::net::UnixStream, know: impl
     }
 }
 
-fn line(stream: std::os::unix::net::UnixStream) -> io::Result<Line> {
+fn channel(stream: std::os::unix::net::UnixStream) -> io::Result<Channel> {
     stream.set_nonblocking(true)?;
-    Ok(Line::new(UnixStream::from_std(stream)?))
+    Ok(Channel::new(UnixStream::from_std(stream)?))
 }
 
 #[cfg(test)]
@@ -109,15 +109,15 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_one_before_is_asked_until_it_is_gone() {
+    async fn the_predecessor_is_asked_until_it_is_gone() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let placed = DeploymentId::new();
         let may = move |question: Question| Answer { may: question.what == What::Build(Some(placed)), spec: None };
         let answers = tokio::spawn(answer(ours, may));
-        let elder = Elder::new(theirs).unwrap();
+        let client = PredecessorClient::new(theirs).unwrap();
         let ask = async |what: What| {
             let question = Question { node: NodeId::new(), is_local: false, what };
-            elder.ask(question).await.map(|answer| answer.may)
+            client.ask(question).await.map(|answer| answer.may)
         };
         assert_eq!(ask(What::Build(Some(placed))).await, Some(true));
         assert_eq!(ask(What::Build(None)).await, Some(false));

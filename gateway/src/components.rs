@@ -1,4 +1,5 @@
-//! What the parts of a gateway have in common: its stores, its pictures of routes and nodes, and the ends of its tasks.
+//! The components that all parts of a gateway share: its stores, its pictures of routes and nodes, and the ends of its
+//! tasks.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -24,8 +25,8 @@ use crate::fleet::enrolment::Enrolment;
 use crate::fleet::{Fleet, roster, warmth};
 use crate::metrics::Metrics;
 
-/// It.
-pub(crate) struct Basis {
+/// Them.
+pub(crate) struct Components {
     pub(crate) gateway: GatewayId,
     pub(crate) store: Arc<dyn Store>,
     pub(crate) artifacts: Artifacts,
@@ -45,7 +46,7 @@ pub(crate) struct Basis {
     pub(crate) end: CancellationToken,
 }
 
-impl Basis {
+impl Components {
     pub(crate) fn new(
         gateway: GatewayId,
         (artifacts, store): (Artifacts, Arc<dyn Store>),
@@ -73,7 +74,7 @@ impl Basis {
         }
     }
 
-    /// The control API on it.
+    /// The control API on them.
     pub(crate) fn state(
         &self,
         settings: &Settings,

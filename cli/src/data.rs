@@ -6,13 +6,13 @@ use common::settings::{MIB, default_data_dir};
 use gateway::JwtArgs;
 use store::StoreArgs;
 use store::artifacts::ArtifactArgs;
-use store::backup::{Place, Progress, Summary};
+use store::backup::{DatabaseLocation, Progress, Summary};
 
 use crate::output;
 
 /// The settings that say where.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Kept {
+pub(crate) struct DataArgs {
     /// Everything on disk: database, archives, builds, keys, spool.
     #[arg(long, env = "DATA_DIR", default_value_os_t = default_data_dir())]
     pub(crate) data_dir: PathBuf,
@@ -25,10 +25,10 @@ pub(crate) struct Kept {
     pub(crate) store: StoreArgs,
 }
 
-impl Kept {
+impl DataArgs {
     /// The database.
-    pub(crate) fn place(&self) -> Place {
-        Place { settings: self.store.clone(), data_dir: self.data_dir.clone() }
+    pub(crate) fn database(&self) -> DatabaseLocation {
+        DatabaseLocation { settings: self.store.clone(), data_dir: self.data_dir.clone() }
     }
 
     /// The directory of archives and builds.

@@ -1,4 +1,4 @@
-//! The line between a gateway and its successor: frames of JSON on a Unix socket, with descriptors beside one of them.
+//! The channel between a gateway and its successor: frames of JSON on a Unix socket, with descriptors beside one of them.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -29,12 +29,12 @@ const MAX_FRAME_BYTES: usize = 2 * 1024 * 1024;
 const MAX_DESCRIPTORS: usize = 8;
 
 /// How long the other side may take to take a frame.
-const SAY_DEADLINE: Duration = Duration::from_secs(5);
+const SEND_DEADLINE: Duration = Duration::from_secs(5);
 
 /// What the two say to each other. Beside `Sockets` are the descriptors that it names.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "word")]
-pub(super) enum Word {
+pub(super) enum Message {
     /// The successor asks for the place.
     Take { version: u32 },
     /// The successor's parts are made.
@@ -44,38 +44,39 @@ pub(super) enum Word {
     /// The gateway that runs gives all that accepts; and says which gateway it is.
     Sockets { pieces: Vec<Piece>, gateway: GatewayId },
     /// It accepts no agents any more, of which it has so many.
-    Doors { nodes: usize },
+    #[serde(rename = "doors")]
+    AgentsReleased { nodes: usize },
     /// It keeps its place.
     Refused { reason: String },
 }
 
 /// One end of it.
-pub(crate) struct Line {
+pub(crate) struct Channel {
     stream: UnixStream,
     inbox: BytesMut,
     descriptors: Vec<OwnedFd>,
 }
 
-impl Line {
+impl Channel {
     pub(super) fn new(stream: UnixStream) -> Self {
         Self { stream, inbox: BytesMut::new(), descriptors: Vec::new() }
     }
 
     /// Sends a frame, and descriptors beside its first byte.
-    pub(super) async fn say(&mut self, frame: &impl Serialize, beside: &[BorrowedFd<'_>]) -> io::Result<()> {
+    pub(super) async fn send(&mut self, frame: &impl Serialize, beside: &[BorrowedFd<'_>]) -> io::Result<()> {
         let body = serde_json::to_vec(frame)?;
         let length = u32::try_from(body.len()).map_err(io::Error::other)?;
         let bytes = [&length.to_be_bytes(), body.as_slice()].concat();
-        let said = async {
+        let sent = async {
             let stream = &self.stream;
             let sent = stream.async_io(Interest::WRITABLE, || send_with(stream, &bytes, beside)).await?;
             self.stream.write_all(&bytes[sent..]).await
         };
-        timeout(SAY_DEADLINE, said).await.map_err(|_| io::ErrorKind::TimedOut)?
+        timeout(SEND_DEADLINE, sent).await.map_err(|_| io::ErrorKind::TimedOut)?
     }
 
     /// The next frame; `None` when the other side is gone. May be dropped and called again.
-    pub(super) async fn hear<T: DeserializeOwned>(&mut self) -> io::Result<Option<T>> {
+    pub(super) async fn receive<T: DeserializeOwned>(&mut self) -> io::Result<Option<T>> {
         loop {
             if let Some((length, rest)) = self.inbox.split_first_chunk() {
                 let length = u32::from_be_bytes(*length) as usize;
@@ -137,27 +138,27 @@ mod tests {
     #[tokio::test]
     async fn frames_and_descriptors_cross() {
         let (one, two) = UnixStream::pair().unwrap();
-        let (mut one, mut two) = (Line::new(one), Line::new(two));
+        let (mut one, mut two) = (Channel::new(one), Channel::new(two));
         let (passed, mut kept) = std::os::unix::net::UnixStream::pair().unwrap();
-        one.say(&Word::Take { version: 7 }, &[]).await.unwrap();
-        one.say(&Word::Ready, &[passed.as_fd()]).await.unwrap();
+        one.send(&Message::Take { version: 7 }, &[]).await.unwrap();
+        one.send(&Message::Ready, &[passed.as_fd()]).await.unwrap();
         drop(passed);
         // More than one read takes.
         let reason = "x".repeat(100_000);
-        let refused = Word::Refused { reason: reason.clone() };
-        let (said, heard) = tokio::join!(one.say(&refused, &[]), async {
-            assert!(matches!(two.hear().await.unwrap(), Some(Word::Take { version: 7 })));
-            assert!(matches!(two.hear().await.unwrap(), Some(Word::Ready)));
-            two.hear::<Word>().await.unwrap()
+        let refused = Message::Refused { reason: reason.clone() };
+        let (said, heard) = tokio::join!(one.send(&refused, &[]), async {
+            assert!(matches!(two.receive().await.unwrap(), Some(Message::Take { version: 7 })));
+            assert!(matches!(two.receive().await.unwrap(), Some(Message::Ready)));
+            two.receive::<Message>().await.unwrap()
         });
         said.unwrap();
-        assert!(matches!(heard, Some(Word::Refused { reason: came }) if came == reason));
+        assert!(matches!(heard, Some(Message::Refused { reason: came }) if came == reason));
         let came = two.take_descriptors();
         assert_eq!(came.len(), 1);
         drop(came);
         assert_eq!(kept.read(&mut [0]).unwrap(), 0, "the descriptor was the only one");
         drop(one);
-        assert!(two.hear::<Word>().await.unwrap().is_none());
+        assert!(two.receive::<Message>().await.unwrap().is_none());
     }
 
     #[tokio::test]
@@ -166,7 +167,7 @@ mod tests {
             let (mut one, two) = UnixStream::pair().unwrap();
             one.write_all(bytes).await.unwrap();
             drop(one);
-            assert!(Line::new(two).hear::<Word>().await.is_err(), "{bytes:?}");
+            assert!(Channel::new(two).receive::<Message>().await.is_err(), "{bytes:?}");
         };
         check(&[0, 0, 0, 2, b'?', b'?']).await;
         check(&[0xff; 4]).await;

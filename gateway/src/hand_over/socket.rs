@@ -15,30 +15,30 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::line::{Line, Word};
+use super::channel::{Channel, Message};
 use super::steps::{self, Event, Stage, Step};
-use super::{DOOR, Estate, elder};
+use super::{InheritedSockets, SOCKET, predecessor_client};
 use crate::fleet::Fleet;
 use crate::fleet::calls::Calls;
 
-/// How long the door waits after a failed accept: out of descriptors, most likely.
+/// How long to wait after a failed accept: out of descriptors, most likely.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long whoever is refused may take to ask.
 const REFUSAL: Duration = Duration::from_secs(1);
 
 /// The bound socket, and what it gives away.
-pub(crate) struct Door {
+pub(crate) struct HandOverSocket {
     listener: UnixListener,
     path: PathBuf,
-    giver: Arc<Giver>,
-    /// Cancelled once the gateway before this one is gone: until then this one gives its place to nobody.
-    alone: CancellationToken,
+    hand_over: Arc<HandOver>,
+    /// Cancelled once this gateway's own predecessor is gone: until then this one gives its place to nobody.
+    predecessor_gone: CancellationToken,
 }
 
 /// What the parts of this gateway hear of a hand-over.
 #[derive(Clone)]
-pub(crate) struct Given {
+pub(crate) struct HandOverSignals {
     /// Set once a successor accepts clients: whoever is connected here is not hurried.
     pub(crate) to_successor: Arc<AtomicBool>,
     /// Cancelled then: nobody is accepted any more.
@@ -49,25 +49,25 @@ pub(crate) struct Given {
     pub(crate) has_link: Arc<AtomicBool>,
 }
 
-/// Who gives.
-pub(crate) struct Giver {
-    /// Gone once it is given.
-    pub(crate) estate: Mutex<Option<Estate>>,
+/// What is handed over, and who is told of it.
+pub(crate) struct HandOver {
+    /// Gone once they are handed over.
+    pub(crate) sockets: Mutex<Option<InheritedSockets>>,
     /// Which gateway this is.
     pub(crate) gateway: GatewayId,
     pub(crate) fleet: Fleet,
     /// What a successor's questions are answered from.
     pub(crate) calls: Arc<Calls>,
-    pub(crate) given: Given,
+    pub(crate) signals: HandOverSignals,
     /// What they are answered on, until `end`.
     pub(crate) tasks: TaskTracker,
     pub(crate) end: CancellationToken,
 }
 
-impl Door {
-    /// Binds the socket for this user alone; one of a gateway before is replaced. Call it on the control runtime.
-    pub(crate) fn bind(data_dir: &Path, giver: Giver, alone: CancellationToken) -> io::Result<Self> {
-        let path = data_dir.join(DOOR);
+impl HandOverSocket {
+    /// Binds the socket for this user alone; one of a predecessor is replaced. Call it on the control runtime.
+    pub(crate) fn bind(data_dir: &Path, hand_over: HandOver, predecessor_gone: CancellationToken) -> io::Result<Self> {
+        let path = data_dir.join(SOCKET);
         let next = path.with_extension("next");
         match std::fs::remove_file(&next) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -76,29 +76,29 @@ impl Door {
         let listener = UnixListener::bind(&next)?;
         std::fs::set_permissions(&next, std::fs::Permissions::from_mode(0o600))?;
         std::fs::rename(&next, &path)?;
-        Ok(Self { listener, path, giver: Arc::new(giver), alone })
+        Ok(Self { listener, path, hand_over: Arc::new(hand_over), predecessor_gone })
     }
 
-    /// Gives the place to whoever asks first, until `stop`. Once it is given, the line to the successor is kept to the end,
+    /// Gives the place to whoever asks first, until `stop`. Once it is given, the channel to the successor is kept to the end,
     /// and returned: what closes it is this process' last deed.
-    pub(crate) async fn run(self, stop: CancellationToken) -> Option<Line> {
-        let Self { listener, path, giver, alone } = self;
-        let mut talk: Option<Pin<Box<dyn Future<Output = Option<Line>> + Send>>> = None;
-        let given = loop {
+    pub(crate) async fn run(self, stop: CancellationToken) -> Option<Channel> {
+        let Self { listener, path, hand_over, predecessor_gone } = self;
+        let mut serving: Option<Pin<Box<dyn Future<Output = Option<Channel>> + Send>>> = None;
+        let successor = loop {
             tokio::select! {
                 accepted = listener.accept() => match accepted {
                     Ok((stream, _)) if !is_own(&stream) => tracing::warn!("somebody else asks for this gateway's place"),
-                    Ok((stream, _)) if talk.is_some() || !alone.is_cancelled() => refuse(Line::new(stream)).await,
-                    Ok((stream, _)) => talk = Some(Box::pin(Arc::clone(&giver).talk(stream))),
+                    Ok((stream, _)) if serving.is_some() || !predecessor_gone.is_cancelled() => refuse(Channel::new(stream)).await,
+                    Ok((stream, _)) => serving = Some(Box::pin(Arc::clone(&hand_over).serve(stream))),
                     Err(error) => {
                         tracing::warn!(%error, "no successor can be accepted");
                         tokio::time::sleep(ACCEPT_PAUSE).await;
                     }
                 },
-                line = async { talk.as_mut().expect("looked at before").await }, if talk.is_some() => {
-                    talk = None;
-                    if let Some(line) = line {
-                        break line;
+                channel = async { serving.as_mut().expect("looked at before").await }, if serving.is_some() => {
+                    serving = None;
+                    if let Some(channel) = channel {
+                        break channel;
                     }
                 }
                 () = stop.cancelled() => {
@@ -111,8 +111,8 @@ impl Door {
         };
         // Whoever comes now comes too late, and is not left waiting for an answer.
         drop(listener);
-        giver.end.cancelled().await;
-        Some(given)
+        hand_over.end.cancelled().await;
+        Some(successor)
     }
 }
 
@@ -121,26 +121,26 @@ fn is_own(stream: &UnixStream) -> bool {
     stream.peer_cred().is_ok_and(|peer| peer.uid() == rustix::process::geteuid().as_raw())
 }
 
-async fn refuse(mut line: Line) {
+async fn refuse(mut channel: Channel) {
     // Whoever has not asked yet would not hear the answer.
-    tokio::time::timeout(REFUSAL, line.hear::<Word>()).await.ok();
+    tokio::time::timeout(REFUSAL, channel.receive::<Message>()).await.ok();
     let reason = "another one is taking it, or the one before still ends: try again in a moment".to_owned();
-    if let Err(error) = line.say(&Word::Refused { reason }, &[]).await {
+    if let Err(error) = channel.send(&Message::Refused { reason }, &[]).await {
         tracing::debug!(%error, "a refused successor did not wait for the reason");
     }
 }
 
-impl Giver {
-    /// One hand-over, from the first word on; the line, if the place was given.
-    async fn talk(self: Arc<Self>, stream: UnixStream) -> Option<Line> {
+impl HandOver {
+    /// One hand-over, from the first message on; the channel, if the place was given.
+    async fn serve(self: Arc<Self>, stream: UnixStream) -> Option<Channel> {
         let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
-        let (mut line, mut stage) = (Line::new(stream), Stage::Met);
+        let (mut channel, mut stage) = (Channel::new(stream), Stage::Connected);
         loop {
-            let event = match tokio::time::timeout(stage.patience(), line.hear::<Word>()).await {
+            let event = match tokio::time::timeout(stage.patience(), channel.receive::<Message>()).await {
                 Err(_) => Event::Late,
-                Ok(Ok(Some(Word::Take { version }))) => Event::Asked(version),
-                Ok(Ok(Some(Word::Ready))) => Event::Ready,
-                Ok(Ok(Some(Word::Serving))) => Event::Serving,
+                Ok(Ok(Some(Message::Take { version }))) => Event::Asked(version),
+                Ok(Ok(Some(Message::Ready))) => Event::Ready,
+                Ok(Ok(Some(Message::Serving))) => Event::Serving,
                 Ok(Ok(None)) => Event::Gone,
                 Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionReset => Event::Gone,
                 Ok(Ok(Some(_)) | Err(_)) => Event::Garbled,
@@ -148,54 +148,55 @@ impl Giver {
             let step;
             (stage, step) = steps::next(stage, event);
             let done = match step {
-                Step::Hand => {
+                Step::SendSockets => {
                     tracing::info!(pid, "a successor asks for this gateway's place");
-                    self.hand(&mut line).await
+                    self.send_sockets(&mut channel).await
                 }
-                Step::GiveDoors => {
+                Step::ReleaseAgents => {
                     tracing::info!(pid, "the successor is ready: agents are told to link to it");
-                    let nodes = self.fleet.give_doors();
-                    line.say(&Word::Doors { nodes }, &[]).await
+                    let nodes = self.fleet.release_agents();
+                    channel.send(&Message::AgentsReleased { nodes }, &[]).await
                 }
-                Step::GiveWay => {
-                    self.give_way(pid);
-                    return Some(line);
+                Step::Drain => {
+                    self.drain(pid);
+                    return Some(channel);
                 }
-                Step::GoOn(why) => {
+                Step::Abort(why) => {
                     tracing::warn!(pid, %why, "the hand-over failed: this gateway goes on");
-                    self.fleet.take_doors_back();
+                    self.fleet.take_agents_back();
                     // So that its log says why; whether it is read does not matter.
-                    line.say(&Word::Refused { reason: why.to_string() }, &[]).await.ok();
+                    channel.send(&Message::Refused { reason: why.to_string() }, &[]).await.ok();
                     return None;
                 }
             };
             if let Err(error) = done {
                 tracing::warn!(pid, error = %Chain(&error), "the hand-over failed: this gateway goes on");
-                self.fleet.take_doors_back();
+                self.fleet.take_agents_back();
                 return None;
             }
         }
     }
 
-    async fn hand(&self, line: &mut Line) -> io::Result<()> {
+    async fn send_sockets(&self, channel: &mut Channel) -> io::Result<()> {
         let (ours, theirs) = StdUnixStream::pair()?;
         let (calls, end) = (Arc::clone(&self.calls), self.end.clone());
         self.tasks.spawn(async move {
-            tokio::select! { () = elder::answer(ours, |question| calls.know(question)) => {}, () = end.cancelled() => {} }
+            tokio::select! { () = predecessor_client::answer(ours, |question| calls.know(question)) => {}, () = end.cancelled() => {} }
         });
-        let copied = self.estate.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(Estate::try_clone);
-        let mut estate = copied.ok_or(io::ErrorKind::NotFound)??;
-        estate.questions = Some(theirs);
-        let (pieces, descriptors): (Vec<_>, Vec<_>) = estate.pieces().into_iter().unzip();
-        line.say(&Word::Sockets { pieces, gateway: self.gateway }, &descriptors).await
+        let copied =
+            self.sockets.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(InheritedSockets::try_clone);
+        let mut sockets = copied.ok_or(io::ErrorKind::NotFound)??;
+        sockets.questions = Some(theirs);
+        let (pieces, descriptors): (Vec<_>, Vec<_>) = sockets.pieces().into_iter().unzip();
+        channel.send(&Message::Sockets { pieces, gateway: self.gateway }, &descriptors).await
     }
 
-    fn give_way(&self, pid: Option<i32>) {
+    fn drain(&self, pid: Option<i32>) {
         tracing::info!(pid, "the successor has this gateway's place: what is here is answered, and then this one ends");
-        self.given.to_successor.store(true, Ordering::Release);
-        self.given.has_link.store(false, Ordering::Release);
-        self.given.close.cancel();
-        self.given.end_ops.cancel();
-        drop(self.estate.lock().unwrap_or_else(PoisonError::into_inner).take());
+        self.signals.to_successor.store(true, Ordering::Release);
+        self.signals.has_link.store(false, Ordering::Release);
+        self.signals.close.cancel();
+        self.signals.end_ops.cancel();
+        drop(self.sockets.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 }
