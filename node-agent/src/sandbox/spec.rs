@@ -53,10 +53,6 @@ const SHARED_MEMORY_BYTES: i64 = 16 * 1024 * 1024;
 const TMP_FILES: u32 = 16_384;
 /// When the machine runs out of memory, functions go before the platform does.
 const OOM_SCORE: i64 = 500;
-/// A sandbox's weight where the processors are too few, of a program's usual 1024: a hundred busy sandboxes leave the
-/// platform and the machine theirs, or a heartbeat comes late and the node is lost. Where nobody else wants to run, a
-/// sandbox has all that its limit gives.
-const CPU_SHARES: i64 = 64;
 
 /// Everything that decides what a container is like.
 #[derive(Clone, Debug)]
@@ -152,7 +148,6 @@ fn host_config(blueprint: &Blueprint) -> HostConfig {
         // The sum of memory and swap, so: no swap.
         memory_swap: Some(memory),
         nano_cpus: Some((limits.cpus * 1e9) as i64),
-        cpu_shares: Some(CPU_SHARES),
         pids_limit: Some(i64::from(limits.pids)),
         oom_score_adj: Some(OOM_SCORE),
         ulimits: Some(vec![
@@ -255,7 +250,6 @@ mod tests {
                 "CgroupnsMode": "private",
                 "Memory": 134_217_728, "MemorySwap": 134_217_728,
                 "NanoCpus": 500_000_000,
-                "CpuShares": 64,
                 "PidsLimit": 64,
                 "OomScoreAdj": 500,
                 "Ulimits": [

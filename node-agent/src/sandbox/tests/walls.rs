@@ -322,7 +322,6 @@ async fn the_engine_made_what_was_asked() {
                 assert!(security[0] == "no-new-privileges" && security[1].starts_with("seccomp={"), "{security:?}");
                 assert_eq!((host.memory, host.memory_swap), (Some(64 << 20), Some(64 << 20)));
                 assert_eq!((host.pids_limit, host.nano_cpus), (Some(128), Some(1_000_000_000)));
-                assert_eq!(host.cpu_shares, Some(64));
                 assert_eq!((host.readonly_rootfs, host.network_mode.as_deref()), (Some(true), Some("none")));
                 assert_eq!(host.log_config.unwrap().typ.as_deref(), Some("none"));
                 assert!(host.binds.unwrap_or_default().is_empty() && host.devices.unwrap_or_default().is_empty());
