@@ -97,7 +97,7 @@ pub(crate) fn overview(report: &Report) -> String {
         let _ =
             write!(svg, r#"<rect class="{class}" x="{left:.1}" y="{y:.1}" width="{width:.1}" height="14" rx="3"/>"#);
         text(&mut svg, 0.0, y + 11.5, "start", "name", row.target);
-        text(&mut svg, 34.0, y + 11.5, "start", "", &row.what);
+        text(&mut svg, 50.0, y + 11.5, "start", "", &row.what);
         text(&mut svg, WIDTH, y + 11.5, "end", class, &quantity(row.measured, row.unit));
     }
     svg.push_str("</svg>");
