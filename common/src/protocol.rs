@@ -175,6 +175,9 @@ pub struct NodeState {
     /// that does not know `Tell` says nothing, nor one whose metrics are the gateway's own.
     #[serde(default)]
     pub tells: Option<bool>,
+    /// Whether its Docker Engine answers, without which it starts nothing. An older agent does not say.
+    #[serde(default)]
+    pub engine_answers: Option<bool>,
 }
 
 impl NodeState {

@@ -315,6 +315,7 @@ impl Orders for Agent {
             memory_idle_mb: Some(counts.memory_idle_mb),
             cpus: self.cpus,
             several: Some(counts.several),
+            engine_answers: Some(self.sandboxes.engine_answers()),
             // Which gateway is asked, the links know.
             tells: None,
         }

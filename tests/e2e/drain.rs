@@ -1,5 +1,5 @@
-//! Nodes that are drained and taken back under load: no call fails, what is warm on one is warm on the other before its
-//! calls go there, and a node that is drained is empty.
+//! Nodes that are drained, started anew as for another version, and taken back under load: no call fails, what is warm on
+//! one is warm on the other before its calls go there, and a node that is drained is empty.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -80,11 +80,11 @@ async fn call(user: Client, name: &'static str, load: Arc<Load>) -> Result<()> {
     Ok(())
 }
 
-/// When a node was drained, how long it took until it was empty, and when it was taken back.
+/// When a node was drained, how long it took until it was empty, and when it was to be taken back.
 type Drained = (Instant, Duration, Instant);
 
-/// Drains the node with the most calls and takes it back, once nothing is warm there any more.
-async fn drain_and_return(fleet: &Fleet, load: &Load) -> Result<Drained> {
+/// Drains the node with the most calls, lets its agent end and start once nothing is warm there any more, and takes it back.
+async fn drain_and_return(fleet: &Fleet, machines: &mut [Machine], load: &Load) -> Result<Drained> {
     load.more().await?;
     let nodes = fleet.nodes().await?;
     let busiest = nodes.iter().max_by_key(|node| node["busy"].as_u64()).context("no node")?;
@@ -106,9 +106,17 @@ async fn drain_and_return(fleet: &Fleet, load: &Load) -> Result<Drained> {
         Ok((load.count() >= before + STEADY && node["warm"] == 0).then_some(()))
     })
     .await?;
+    let machine = &mut machines[name.parse::<usize>()?];
+    machine.stop().await?;
+    machine.run(&name, "dartcloud-node-agent")?;
+    fleet.until_state(&name, "draining").await.with_context(|| machine.log())?;
     let ended = Instant::now();
     ensure!(fleet.node(&["uncordon", &name])?.contains("is linked"));
     Ok((begun, took, ended))
+}
+
+fn logs(fleet: &Fleet, machines: &[Machine]) -> String {
+    machines.iter().map(Machine::log).chain([fleet.platform.log()]).collect::<Vec<_>>().join("\n")
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -116,11 +124,10 @@ async fn a_node_is_drained_under_load_without_a_trace() -> Result<()> {
     let fleet = Fleet::start(&[]).await?;
     // What is not called there is soon cold there, so that each drain has something to move.
     let settings = [("SANDBOX_IDLE_SECONDS", "3")];
-    let machines = try_join_all(["one", "two"].map(|name| fleet.machine_with(name, &settings))).await?;
-    let logs = || machines.iter().map(Machine::log).chain([fleet.platform.log()]).collect::<Vec<_>>().join("\n");
+    let mut machines = try_join_all(["0", "1"].map(|name| fleet.machine_with(name, &settings))).await?;
     let user = &fleet.operator;
     for (name, archive) in [("native", native()), ("server", server()), ("kept", kept())] {
-        user.deploy(name, archive).await?.expect(201).with_context(logs)?;
+        user.deploy(name, archive).await?.expect(201).with_context(|| logs(&fleet, &machines))?;
     }
     let load = Arc::new(Load::default());
     let callers = FUNCTIONS.into_iter().flat_map(|(name, callers)| vec![name; callers]);
@@ -128,18 +135,19 @@ async fn a_node_is_drained_under_load_without_a_trace() -> Result<()> {
     let mut drained = Vec::new();
     let rounds = async {
         for _ in 0..ROUNDS {
-            let (begun, took, ended) = drain_and_return(&fleet, &load).await?;
+            let (begun, took, ended) = drain_and_return(&fleet, &mut machines, &load).await?;
             println!("a node was empty after {took:?}");
             drained.push(begun..ended);
         }
         Ok::<_, anyhow::Error>(())
     };
-    let rounds = rounds.await.with_context(logs);
+    let rounds = rounds.await;
     load.is_over.store(true, Ordering::Relaxed);
     for caller in callers {
         caller.await??;
     }
-    rounds?;
+    let logs = || logs(&fleet, &machines);
+    rounds.with_context(logs)?;
 
     let calls: Vec<_> = load.calls.lock().expect("no holder panics").drain(..).collect();
     let mut more = 0;

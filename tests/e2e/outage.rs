@@ -16,11 +16,12 @@ use crate::fleet::Fleet;
 use crate::platform::{Form, Platform, until};
 use crate::two_processes::psql;
 
+mod engine;
 mod load;
 mod servers;
 
 use load::Load;
-use servers::{Away, Engine, Postgres, Redis, Server};
+use servers::{Away, Postgres, Redis, Server};
 
 /// For how long a server is away where nobody says so.
 const SECONDS: u64 = 10;
@@ -215,50 +216,4 @@ async fn redis_is_away() -> Result<()> {
         Ok((ids.collect::<BTreeSet<_>>() == answered.ids).then_some(()))
     };
     until("each call has its record", PATIENCE, recorded).await
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_engine_is_away() -> Result<()> {
-    let mut engine = Engine::start("local/sh:bookworm").await?;
-    // Without blank sandboxes, so that a call that finds none warm needs the Engine.
-    let settings = [("DOCKER_HOST", engine.host()), ("SANDBOX_BLANKS", "0".to_owned())];
-    let settings = settings.each_ref().map(|(name, value)| (*name, value.as_str()));
-    let mut platform = Platform::start(Form::TwoProcesses, &settings).await?;
-    let user = platform.user().await?;
-    user.deploy("warm", file("private")).await?.expect(201).with_context(|| platform.log())?;
-    let before = engine.containers()?;
-    let seldom = archive(&[("main.sh", "printf '{\"body\":1}' >/result.json\n")]);
-    for name in ["gone", "cold"] {
-        user.deploy(name, seldom.clone()).await?.expect(201)?;
-    }
-    user.invoke("gone", json!({})).await?.expect(200)?;
-    let gone: Vec<_> = engine.containers()?.into_iter().filter(|id| !before.contains(id)).collect();
-    ensure!(gone.len() == 1, "{gone:?}");
-    let load = Load::begin(&user, &[("GET", format!("/f/{}/warm", user.handle))]);
-    load.more(STEADY).await?;
-    let meanwhile = async {
-        // More at once than are warm: each has its turn.
-        let burst = try_join_all((0..8).map(|_| user.invoke("warm", json!({})))).await?;
-        burst.into_iter().try_for_each(|answer| answer.expect(200).map(drop))?;
-        let cold = user.invoke("cold", json!({})).await?;
-        ensure!(cold.headers.contains_key("retry-after"), "{cold:?}");
-        cold.expect_error(503, "no_sandbox")?;
-        user.delete("/api/functions/gone").await?.expect(204)?;
-        load.more(STEADY).await
-    };
-    without(&mut engine, Away::Killed, meanwhile).await.with_context(|| platform.log())?;
-    user.invoke("cold", json!({})).await?.expect(200).with_context(|| platform.log())?;
-    let swept = async || Ok((!engine.containers()?.contains(&gone[0])).then_some(()));
-    until("what nobody wants is removed", PATIENCE, swept).await.with_context(|| platform.log())?;
-    load.more(STEADY).await?;
-    let answered = load.end().await.with_context(|| platform.log())?;
-    println!("The Engine was killed for {:?}: {answered}", outage());
-    let records = user.records("warm", answered.ids.len() + 8).await?;
-    ensure!(records.len() == answered.ids.len() + 8, "{} records", records.len());
-    platform.stop().await?;
-    // What an Engine that was just busy removes, it may list a moment longer.
-    let removed = until("no container is left after a stop", PATIENCE, async || {
-        Ok(engine.containers()?.is_empty().then_some(()))
-    });
-    removed.await.with_context(|| platform.log())
 }

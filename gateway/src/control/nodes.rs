@@ -69,7 +69,7 @@ struct View {
     id: NodeId,
     name: String,
     labels: Labels,
-    /// `linked`, `suspected`, `ejected`, `cordoned`, `draining`, `elsewhere` (linked to other gateways only), `lost`.
+    /// `linked`, `suspected`, `ejected`, `no_engine` (its Docker Engine does not answer), `cordoned`, `draining`, `elsewhere` (linked to other gateways only), `lost`.
     state: &'static str,
     /// Whether it is on the gateway's own machine.
     local: bool,
@@ -107,11 +107,27 @@ pub(crate) async fn list(Extract(state): Extract<Arc<State>>, _: Operator) -> Re
     Ok(Json(Page { nodes }))
 }
 
-/// The word for a node that is linked here and so, or not.
-fn word(health: Option<Health>, is_elsewhere: bool, duty: Duty) -> &'static str {
+/// How a node that is linked here is.
+#[derive(Clone, Copy)]
+struct Condition {
+    health: Health,
+    has_engine: bool,
+}
+
+impl Condition {
+    fn of(linked: &Linked) -> Self {
+        // An older agent does not say.
+        Self { health: linked.health, has_engine: linked.state.engine_answers != Some(false) }
+    }
+}
+
+/// The word for a node.
+fn word(condition: Option<Condition>, is_elsewhere: bool, duty: Duty) -> &'static str {
+    let health = condition.map(|condition| condition.health);
     match (health, duty) {
         (None, _) if !is_elsewhere => "lost",
         (None, Duty::Active) => "elsewhere",
+        (Some(Health::Well), Duty::Active) if condition.is_some_and(|condition| !condition.has_engine) => "no_engine",
         (Some(Health::Well), Duty::Active) => "linked",
         (Some(Health::Suspected), Duty::Active) => "suspected",
         (Some(Health::Ejected), Duty::Active) => "ejected",
@@ -128,7 +144,7 @@ fn view(state: &State, linked: Option<&Linked>, is_elsewhere: bool, node: Node) 
         id: node.id,
         name: node.name,
         labels,
-        state: word(linked.map(|linked| linked.health), is_elsewhere, node.duty),
+        state: word(linked.map(Condition::of), is_elsewhere, node.duty),
         local: node.certificate.is_none(),
         protocol: linked.map(|linked| linked.protocol),
         busy: linked.map(busy),
@@ -211,14 +227,17 @@ mod tests {
 
     #[test]
     fn the_word_for_a_node() {
-        let check = |health, is_elsewhere, duty, expected| assert_eq!(word(health, is_elsewhere, duty), expected);
+        let check = |condition, is_elsewhere, duty, expected| assert_eq!(word(condition, is_elsewhere, duty), expected);
+        let with = |health, has_engine| Some(Condition { health, has_engine });
         check(None, false, Duty::Active, "lost");
         check(None, false, Duty::Draining, "lost");
         check(None, true, Duty::Active, "elsewhere");
         check(None, true, Duty::Draining, "draining");
-        check(Some(Health::Well), true, Duty::Active, "linked");
-        check(Some(Health::Ejected), false, Duty::Active, "ejected");
-        check(Some(Health::Suspected), false, Duty::Cordoned, "cordoned");
+        check(with(Health::Well, true), true, Duty::Active, "linked");
+        check(with(Health::Well, false), true, Duty::Active, "no_engine");
+        check(with(Health::Well, false), true, Duty::Draining, "draining");
+        check(with(Health::Ejected, false), false, Duty::Active, "ejected");
+        check(with(Health::Suspected, true), false, Duty::Cordoned, "cordoned");
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! Which node gets a call, a build, a sandbox that is kept warm: a pure choice between what is known of the nodes.
 //!
 //! Each function ranks all nodes, by rendezvous hashing weighted with their memory, so its ranking stays when other
-//! nodes come and go. Of the first [`RANKED`] it gets one that carries no more than its share, by its CPUs; of those one
-//! that has the version warm, else one whose memory has room for it, else one that has its build; of those the first.
+//! nodes come and go. Of the first [`RANKED`] it gets one whose Engine answers, or has it warm; of those one that carries
+//! no more than its share, by its CPUs; of those one that has the version warm, else one whose memory has room for it, else one that has its build; of those the first.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -111,6 +111,11 @@ impl Candidate {
     fn has_warm(&self, deployment: DeploymentId) -> bool {
         self.state.warm.binary_search(&deployment).is_ok() && !self.takes_over.contains(&deployment)
     }
+
+    /// Whether it has no need of an Engine that is away.
+    fn can_run(&self, deployment: DeploymentId) -> bool {
+        self.state.engine_answers != Some(false) || self.has_warm(deployment)
+    }
 }
 
 /// What is to be placed.
@@ -155,6 +160,8 @@ pub struct View {
 /// How good a node is; the largest is best, and among equals the first in the ranking.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Fitness {
+    /// Its Docker Engine answers, or no start is needed.
+    can_run: bool,
     has_share_left: bool,
     is_warm: bool,
     space: Space,
@@ -216,6 +223,7 @@ impl View {
         let mut best: Option<(Fitness, usize)> = None;
         for place in ranking.places() {
             let Some(fitness) = self.fitness(place, wanted, bound) else { continue };
+            // One that is warm can run it.
             if fitness.has_share_left && fitness.is_warm {
                 return Some(place);
             }
@@ -224,13 +232,13 @@ impl View {
             }
         }
         let Some((fitness, place)) = best else { return self.last_resort(wanted, failed) };
-        if fitness.has_share_left {
+        if fitness.can_run && fitness.has_share_left {
             return Some(place);
         }
         // A function that fills all of its own: from a place on that is its own, too, so that its calls stay together.
         let (count, start) = (self.nodes.len(), hash(self.nodes[0].node, wanted.key) as usize);
         let mut round = (0..count).map(|step| (start % count + step) % count);
-        let may = |node: &Candidate| failed != Some(node.node) && node.takes(wanted);
+        let may = |node: &Candidate| failed != Some(node.node) && node.takes(wanted) && node.can_run(wanted.deployment);
         Some(round.find(|place| may(&self.nodes[*place]) && self.has_share_left(*place, bound)).unwrap_or(place))
     }
 
@@ -244,7 +252,7 @@ impl View {
         let weighted = self.nodes.iter().zip(self.weighted(wanted.selector)).map(stays);
         let ranking = Ranking::of(weighted, wanted.key);
         let fit = ranking.places().filter_map(|place| Some((self.fitness(place, wanted, bound)?, place)));
-        let fit = fit.filter(|(fitness, _)| fitness.is_warm || fitness.space > Space::No);
+        let fit = fit.filter(|(fitness, _)| fitness.can_run && (fitness.is_warm || fitness.space > Space::No));
         fit.reduce(|best, next| if next.0 > best.0 { next } else { best }).map(|(_, place)| place)
     }
 
@@ -296,6 +304,7 @@ impl View {
     fn fitness(&self, place: usize, wanted: &Wanted<'_>, bound: u64) -> Option<Fitness> {
         let node = self.nodes.get(place).filter(|node| node.takes(wanted))?;
         Some(Fitness {
+            can_run: node.can_run(wanted.deployment),
             // What is handed over does not begin cold elsewhere meanwhile.
             has_share_left: self.has_share_left(place, bound) || node.hands_over(wanted.deployment),
             is_warm: node.has_warm(wanted.deployment),

@@ -239,6 +239,7 @@ impl Sandboxes {
                 Err(fault) => tracing::warn!(%fault, "a blank sandbox was of no use; starting another one"),
             }
         }
+        self.site.engine.answering().await?;
         // Before its turn: a pull may take minutes, and is nobody else's concern.
         let image = self.site.engine.image(&runtime.run.images).await?;
         let _turn = self.starts.acquire().await;

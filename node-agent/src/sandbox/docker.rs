@@ -3,6 +3,8 @@
 //! container as the host's root (CVE-2026-41567).
 
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bollard::Docker;
@@ -21,6 +23,8 @@ use super::spec::{NODE_LABEL, SANDBOX_LABEL};
 const LOCAL: &str = "local/";
 /// How long the Engine may take for one call.
 const CALL_LIMIT: Duration = Duration::from_secs(30);
+/// How long it may take for a word, once it is known not to answer.
+const WORD_LIMIT: Duration = Duration::from_secs(1);
 /// Oldest API that has all that a sandbox needs (Engine 19.03, with its own cgroup namespace 20.10).
 const LEAST_API: (usize, usize) = (1, 41);
 /// How often a pull reports.
@@ -81,7 +85,9 @@ pub(crate) struct Engine {
     docker: Docker,
     pull_limit: Duration,
     /// One pull at a time: they share layers, and a line to the registry.
-    pulling: std::sync::Arc<tokio::sync::Mutex<()>>,
+    pulling: Arc<tokio::sync::Mutex<()>>,
+    /// Whether it did when it was asked last.
+    answers: Arc<AtomicBool>,
 }
 
 /// What the Engine says of itself and of the machine.
@@ -124,7 +130,32 @@ impl Engine {
         if (version.major_version, version.minor_version) < LEAST_API {
             return Err(DockerError::TooOld(version.major_version, version.minor_version));
         }
-        Ok(Self { docker, pull_limit, pulling: std::sync::Arc::default() })
+        Ok(Self { docker, pull_limit, pulling: Arc::default(), answers: Arc::new(AtomicBool::new(true)) })
+    }
+
+    /// Whether it answered when it was asked last.
+    pub(crate) fn answers(&self) -> bool {
+        self.answers.load(Ordering::Relaxed)
+    }
+
+    /// Asks it for a word, and waits for so long; whether it came.
+    pub(crate) async fn ask(&self, limit: Duration) -> bool {
+        let word = tokio::time::timeout(limit, self.docker.ping()).await;
+        let answers = matches!(word, Ok(Ok(_)));
+        match (self.answers.swap(answers, Ordering::Relaxed), answers) {
+            (true, false) => tracing::error!("the Docker Engine does not answer: nothing is started until it does"),
+            (false, true) => tracing::info!("the Docker Engine answers again"),
+            _ => {}
+        }
+        answers
+    }
+
+    /// Whoever needs it to go on hears at once that it does not answer, if that is known, and not after a whole call.
+    pub(crate) async fn answering(&self) -> Result<(), DockerError> {
+        if self.answers() || self.ask(WORD_LIMIT).await {
+            return Ok(());
+        }
+        Err(DockerError::Late { what: "answer", limit: WORD_LIMIT })
     }
 
     /// What it says of itself.

@@ -17,6 +17,7 @@ pub(crate) struct Metrics {
     pub(crate) idle_removals: IntCounter,
     frozen: IntGauge,
     pub(crate) freezes: IntCounter,
+    pub(crate) engine_up: IntGauge,
 }
 
 impl Metrics {
@@ -43,6 +44,12 @@ impl Metrics {
         )?;
         let frozen = IntGauge::new("dartcloud_sandbox_frozen_count", "Idle sandboxes whose processes are frozen.")?;
         let freezes = IntCounter::new("dartcloud_sandbox_freezes_total", "Freezes of idle sandboxes.")?;
+        let engine_up = IntGauge::new(
+            "dartcloud_sandbox_engine_up",
+            "Whether the Docker Engine answers: 1, or 0 while it does not.",
+        )?;
+        engine_up.set(1);
+        registry.register(Box::new(engine_up.clone()))?;
         registry.register(Box::new(frozen.clone()))?;
         registry.register(Box::new(freezes.clone()))?;
         registry.register(Box::new(states.clone()))?;
@@ -62,6 +69,7 @@ impl Metrics {
             idle_removals,
             frozen,
             freezes,
+            engine_up,
         })
     }
 

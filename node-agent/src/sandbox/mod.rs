@@ -22,6 +22,7 @@ mod mount_table;
 mod mounts;
 mod pool;
 mod program;
+mod pulse;
 mod runner_link;
 mod shelves;
 mod site;
@@ -242,6 +243,7 @@ impl Sandboxes {
         });
         sandboxes.tasks.spawn(Arc::clone(&sandboxes).keep_house());
         sandboxes.tasks.spawn(Arc::clone(&sandboxes).keep_blanks());
+        sandboxes.tasks.spawn(Arc::clone(&sandboxes).keep_asking());
         let freezes = sandboxes.metrics.freezes.clone();
         sandboxes.tasks.spawn(Arc::clone(&sandboxes).keep_frost(freezes));
         Ok(sandboxes)

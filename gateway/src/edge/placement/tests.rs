@@ -12,6 +12,7 @@ struct Facts {
     is_warm: bool,
     duty: Duty,
     is_avoided: bool,
+    has_no_engine: bool,
     /// Of the version that is placed, or of another.
     hands_over: Option<bool>,
     labels: &'static str,
@@ -37,6 +38,7 @@ fn view(nodes: impl IntoIterator<Item = (NodeId, Facts)>, wanted: &Wanted<'_>) -
         let hands_over = hands_over.into_iter().collect();
         let state =
             NodeState { busy, cpus, memory_total_mb, memory_used_mb, memory_idle_mb, warm, ..NodeState::default() };
+        let state = NodeState { engine_answers: facts.has_no_engine.then_some(false), ..state };
         let labels = Arc::new(facts.labels.parse().unwrap());
         let (state, labelled) = (Arc::new(state), facts.labels.len() as u64);
         let placed = Arc::new(facts.has_build.then_some(wanted.deployment).into_iter().collect());
@@ -91,6 +93,18 @@ fn choices() {
     check(&[memory(1024, 1000, None), memory(1024, 1000, Some(500))], Some(0), "an older agent does not say");
     check(&[Facts { is_warm: true, ..memory(1024, 1024, Some(0)) }, memory(1024, 0, None)], Some(0), "warm needs none");
     check(&[memory(1024, 1024, Some(0)), memory(1024, 1024, Some(0))], Some(0), "nowhere: the agent lets it wait");
+}
+
+#[test]
+fn a_start_needs_an_engine() {
+    let cold = Facts::default();
+    let lame = Facts { has_no_engine: true, ..cold };
+    check(&[lame, cold], Some(1), "one that can start it");
+    check(&[lame, Facts { busy: 1000, ..cold }], Some(1), "whatever that carries");
+    check(&[Facts { has_build: true, ..lame }, cold], Some(1), "a build starts nothing");
+    check(&[cold, Facts { is_warm: true, ..lame }], Some(1), "what is warm needs no start");
+    check(&[lame, lame], Some(0), "nobody has one: the node says so");
+    check(&[lame], Some(0), "the only one");
 }
 
 #[test]
