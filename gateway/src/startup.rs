@@ -145,7 +145,14 @@ async fn take_over(
         old.serving().await?;
         Ok::<_, StartError>(())
     };
-    tokio::select! { taken = steps => taken, () = components.stop.cancelled() => Err(StartError::Stopped) }
+    let taken = tokio::select! { taken = steps => taken, () = components.stop.cancelled() => Err(StartError::Stopped) };
+    if taken.is_err() {
+        // It goes on, or its next start looks after what it left: either way by its own id.
+        if let Err(error) = data_dir::belongs_to(data_dir, old.gateway) {
+            tracing::warn!(error = %Chain(&error), "the id of the gateway that runs could not be put back");
+        }
+    }
+    taken
 }
 
 /// Waits until the predecessor has ended, and looks after what it left.

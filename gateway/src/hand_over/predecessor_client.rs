@@ -2,6 +2,7 @@
 //! it builds. A node that was given such a version asks us for it, and we ask the predecessor.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use common::digest::Digest;
@@ -50,18 +51,19 @@ pub(crate) struct Answer {
 }
 
 /// Asks the predecessor.
-pub(crate) struct PredecessorClient(Mutex<Option<Channel>>);
+pub(crate) struct PredecessorClient(Arc<Mutex<Option<Channel>>>);
 
 impl PredecessorClient {
     /// On the end of the questions' channel that was inherited.
     pub(super) fn new(questions: std::os::unix::net::UnixStream) -> io::Result<Self> {
-        Ok(Self(Mutex::new(Some(channel(questions)?))))
+        Ok(Self(Arc::new(Mutex::new(Some(channel(questions)?)))))
     }
 
     /// Asks, one after the other. `None` when it does not answer.
     pub(crate) async fn ask(&self, question: Question) -> Option<Answer> {
-        let asked = async {
-            let mut place = self.0.lock().await;
+        let place = Arc::clone(&self.0);
+        let asked = async move {
+            let mut place = place.lock().await;
             // Out of its place until the answer is here: a question that was given up would have the next one's answer.
             let mut channel = place.take()?;
             let answer = async {
@@ -79,7 +81,8 @@ impl PredecessorClient {
                 }
             }
         };
-        timeout(DEADLINE, asked).await.ok().flatten()
+        // A task of its own, which goes on when whoever asks leaves: then only a late answer ends the asking.
+        tokio::spawn(timeout(DEADLINE, asked)).await.ok()?.ok().flatten()
     }
 }
 
@@ -106,6 +109,8 @@ fn channel(stream: std::os::unix::net::UnixStream) -> io::Result<Channel> {
 mod tests {
     use std::os::unix::net::UnixStream;
 
+    use futures_util::future::poll_immediate;
+
     use super::*;
 
     #[tokio::test]
@@ -121,6 +126,8 @@ mod tests {
         };
         assert_eq!(ask(What::Build(Some(placed))).await, Some(true));
         assert_eq!(ask(What::Build(None)).await, Some(false));
+        // Who leaves in the middle takes nothing away.
+        assert_eq!(poll_immediate(ask(What::Build(Some(placed)))).await, None, "answered at once");
         assert_eq!(ask(What::Deployment(placed)).await, Some(false));
         answers.abort();
         answers.await.unwrap_err();
