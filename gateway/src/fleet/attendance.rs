@@ -45,7 +45,8 @@ impl Node {
 
 impl Fleet {
     /// The link for a connection of this life of a node. A control stream of another life than the last ends the last:
-    /// all its connections close. Any other connection of another life is not taken.
+    /// all its connections close. Any other connection of another life is not taken, nor is a control stream of an earlier
+    /// life while a later one has its own: it was read late, or is a copy of the machine.
     pub(super) fn link_of(&self, node: NodeId, epoch: u64, kind: Kind) -> Option<Arc<NodeLink>> {
         let fresh = || {
             let mut fresh = Node::new(Arc::new(NodeLink::new(node, epoch, self.pass_of(node))));
@@ -57,7 +58,9 @@ impl Fleet {
         if entry.link.epoch == epoch {
             return Some(entry.link.clone());
         }
-        if kind != Kind::Control {
+        // Where a clock was set back, the life before has ended, or is lost soon.
+        let is_former = epoch < entry.link.epoch && entry.control.is_some();
+        if kind != Kind::Control || is_former {
             return None;
         }
         let former = std::mem::replace(entry, fresh()).link;

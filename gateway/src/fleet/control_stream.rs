@@ -77,7 +77,10 @@ pub(super) async fn run(
     let mut frames = Framed::from_parts(parts);
     let this = STREAMS.fetch_add(1, Ordering::Relaxed);
     let node = hello.node;
-    let Some(link) = fleet.link_of(node, hello.epoch, Kind::Control) else { return };
+    let Some(link) = fleet.link_of(node, hello.epoch, Kind::Control) else {
+        tracing::warn!(%node, "a control stream of an earlier life of the node, which is linked, or of a copy of it");
+        return;
+    };
     link.shows(shown);
     let end = match register(&mut frames, &link, this, fleet, calls, hello.protocol, &stop).await {
         Ok(mut orders) => serve(&mut frames, &link, this, fleet, &mut orders, &stop).await,

@@ -97,9 +97,12 @@ async fn a_former_life_is_fenced() {
     lost.expect(502, "node_lost");
     let ended = || node.state.ended.load(Ordering::Relaxed) == node.state.dialled.load(Ordering::Relaxed);
     until("its connections are closed", ended).await;
+    house.until_nodes(1).await;
     // And none of that life is taken any more.
-    let mut stale = dial(&house.socket, &node.state.hello(Kind::Work)).await;
-    assert_eq!(stale.read(&mut [0]).await.unwrap(), 0);
+    for kind in [Kind::Work, Kind::Control] {
+        let mut stale = dial(&house.socket, &node.state.hello(kind)).await;
+        assert_eq!(stale.read(&mut [0]).await.unwrap(), 0, "{kind:?}");
+    }
     house.until_metric("dartcloud_gateway_links_refused_total 1").await;
     house.stopped().await;
 }
