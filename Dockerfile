@@ -2,7 +2,7 @@
 #   docker build --target gateway -t dartcloud/gateway .
 #   docker build --target node-agent -t dartcloud/node-agent .
 # Programs that were built already are taken with --build-arg PROGRAMS=given --build-arg RUST=debian:bookworm-slim; they
-# lie in .programs then.
+# lie in .programs then. Where no registry has these two images, `script/images gateway node-agent` does all that.
 ARG RUST=rust:1.95-bookworm
 ARG BASE=debian:bookworm-slim
 
@@ -45,6 +45,8 @@ RUN apt-get update -qq \
  && useradd --system --uid 10001 --home-dir /app --shell /usr/sbin/nologin dartcloud \
  && install -d -o dartcloud -g dartcloud /app /app/data /app/functions /run/dartcloud
 COPY --from=programs /programs/dartcloud /programs/dartcloud-gateway /usr/local/bin/
+# One that was built on a newer system than this wants a newer C library, and fails here and not in operation.
+RUN dartcloud-gateway --version
 USER dartcloud
 WORKDIR /app
 ENV DATA_DIR=/app/data FUNCTIONS_DIR=/app/functions BIND_ADDR=0.0.0.0 LINK_SOCKET=/run/dartcloud/link.sock
@@ -61,6 +63,7 @@ RUN apt-get update -qq \
  && rm -rf /var/lib/apt/lists/* /var/cache/apt/archives/*.deb
 # `dartcloud` is for `node join` and `node doctor`.
 COPY --from=programs /programs/dartcloud /programs/dartcloud-node-agent /programs/dartcloud-runner /usr/local/bin/
+RUN dartcloud-node-agent --version
 ENV DATA_DIR=/var/lib/dartcloud LINK_SOCKET=/run/dartcloud/link.sock
 HEALTHCHECK --interval=5s --timeout=3s --start-period=30s \
     CMD curl -fs -o /dev/null "http://${OPS_ADDR:-127.0.0.1:9464}/ready"

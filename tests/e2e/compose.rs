@@ -1,5 +1,5 @@
-//! The compose file, brought up for real from images of this run's programs, with its secrets from files. Grafana alone
-//! is left out: its image cannot be made from Debian's packages.
+//! The compose file, brought up for real from images of this run's programs, with its secrets from files and then from
+//! the environment. Grafana alone is left out: its image cannot be made from Debian's packages.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -18,13 +18,18 @@ use crate::platform::{JWT_SECRET, free_ports, program, until};
 /// How long the services may take to be healthy.
 const UP_WITHIN: Duration = Duration::from_secs(120);
 
-const PROGRAMS: [&str; 4] = ["dartcloud", "dartcloud-gateway", "dartcloud-node-agent", "dartcloud-runner"];
+/// The secrets stand in the environment by the first alone, in files with both.
+const FILES: &[&str] = &["docker-compose.yml", "docker-compose.prod.yml"];
+
+const POSTGRES_PASSWORD: &str = "a/b+c==";
 const SERVICES: [&str; 5] = ["postgres", "redis", "backend", "agent", "prometheus"];
 
 /// The services, which go with it.
 struct Composed {
     project: String,
+    files: &'static [&'static str],
     variables: Vec<(&'static str, String)>,
+    images: Vec<(String, String)>,
     port: u16,
     /// Holds the secrets, and the node's data directory, a shared mount as on a machine with systemd.
     folder: TempDir,
@@ -41,45 +46,26 @@ fn run(command: &mut Command) -> Result<String> {
     Ok(said[0].clone().into_owned())
 }
 
-/// The images of what runs beside the platform: official where a registry answers, made from Debian's packages else.
-fn images(names: &[&str]) -> Result<Vec<String>> {
-    let printed = run(Command::new(root().join("script/images")).args(names))?;
-    let is_image = |line: &&str| line.contains(':') && !line.contains(' ');
-    let found: Vec<_> = printed.lines().filter(is_image).map(str::to_owned).collect();
-    ensure!(found.len() == names.len(), "{printed}");
+/// The images, under the names of their variables: the platform's hold this run's programs, the others are official
+/// where a registry answers, made from Debian's packages else.
+fn images() -> Result<Vec<(String, String)>> {
+    let mut command = Command::new(root().join("script/images"));
+    let printed = run(command.arg("compose").env("DARTCLOUD_BIN_DIR", program("")))?;
+    let named = printed.lines().filter_map(|line| line.split_once('=')).filter(|(name, _)| name.ends_with("_IMAGE"));
+    let found: Vec<_> = named.map(|(name, image)| (name.to_owned(), image.to_owned())).collect();
+    ensure!(found.len() == SERVICES.len(), "{printed}");
     Ok(found)
-}
-
-/// Makes the platform's image of this `target` out of the programs that were built for this run.
-fn build(target: &str, base: &str) -> Result<String> {
-    let tag = format!("local/dartcloud-{target}:suite");
-    let base = format!("BASE={base}");
-    let rust = base.replace("BASE=", "RUST=");
-    let arguments = ["--build-arg", &base, "--build-arg", &rust, "--build-arg", "PROGRAMS=given"];
-    run(Command::new("docker").args(["build", "-q", "--target", target, "-t", &tag]).args(arguments).arg(root()))?;
-    Ok(tag)
-}
-
-fn collect_programs() -> Result<()> {
-    let folder = root().join(".programs");
-    fs::create_dir_all(&folder)?;
-    for name in PROGRAMS {
-        run(Command::new("strip").arg("-o").arg(folder.join(name)).arg(program(name)))?;
-    }
-    Ok(())
 }
 
 impl Composed {
     fn new() -> Result<Self> {
-        collect_programs()?;
-        let base = images(&["debian"])?.remove(0);
-        let [postgres, redis, prometheus] = ["postgres", "redis", "prometheus"].map(|name| images(&[name]));
+        let images = images()?;
         let folder = tempfile::Builder::new().prefix("dc-").tempdir()?;
         let data = folder.path().join("node");
         fs::create_dir(&data)?;
         run(Command::new("mount").arg("--bind").arg(&data).arg(&data))?;
         run(Command::new("mount").arg("--make-rshared").arg(&data))?;
-        for (name, secret) in [("postgres_password", "a/b+c=="), ("jwt_secret", JWT_SECRET)] {
+        for (name, secret) in [("postgres_password", POSTGRES_PASSWORD), ("jwt_secret", JWT_SECRET)] {
             let path = folder.path().join(name);
             fs::write(&path, format!("{secret}\n"))?;
             fs::set_permissions(&path, fs::Permissions::from_mode(0o444))?;
@@ -97,23 +83,28 @@ impl Composed {
             ("GATEWAY_OPS_PORT", gateway_ops.to_string()),
             ("NODE_OPS_PORT", node_ops.to_string()),
             ("PROMETHEUS_PORT", prometheus_port.to_string()),
-            ("POSTGRES_IMAGE", postgres?.remove(0)),
-            ("REDIS_IMAGE", redis?.remove(0)),
-            ("PROMETHEUS_IMAGE", prometheus?.remove(0)),
-            ("GATEWAY_IMAGE", build("gateway", &base)?),
-            ("AGENT_IMAGE", build("node-agent", &base)?),
             ("SANDBOX_MEMORY_MB", "2048".into()),
         ];
-        Ok(Self { project: format!("dc{port}"), variables, port, folder })
+        Ok(Self { project: format!("dc{port}"), files: FILES, variables, images, port, folder })
     }
 
     fn compose(&self, arguments: &[&str]) -> Result<String> {
         let mut command = Command::new("docker-compose");
         // The file of whoever runs the suite says nothing here.
         command.current_dir(root()).arg("--env-file").arg(self.folder.path().join("empty.env"));
-        command.args(["-p", &self.project]);
-        command.args(["-f", "docker-compose.yml", "-f", "docker-compose.prod.yml"]).args(arguments);
+        command.args(["-p", &self.project]).args(self.files.iter().flat_map(|file| ["-f", file])).args(arguments);
+        command.envs(self.images.iter().map(|(name, image)| (name, image)));
         run(command.envs(self.variables.iter().map(|(name, value)| (name, value))))
+    }
+
+    /// Starts it all anew with the same volumes, its secrets from the environment.
+    async fn up_without_files(&mut self) -> Result<()> {
+        self.compose(&["down", "-t", "30"])?;
+        self.files = &FILES[..1];
+        // The later of two counts.
+        let secrets = [("POSTGRES_PASSWORD", POSTGRES_PASSWORD), ("JWT_SECRET", JWT_SECRET)];
+        self.variables.extend(secrets.map(|(name, secret)| (name, secret.to_owned())));
+        self.up().await
     }
 
     async fn up(&self) -> Result<()> {
@@ -156,7 +147,7 @@ impl Drop for Composed {
 
 #[tokio::test]
 async fn from_nothing_to_a_called_function() -> Result<()> {
-    let composed = Composed::new()?;
+    let mut composed = Composed::new()?;
     composed.up().await?;
     let user = Client::register(&format!("http://127.0.0.1:{}", composed.port)).await?;
     user.deploy("hello", example("hello-python")).await?.expect(201).with_context(|| composed.logs())?;
@@ -177,10 +168,36 @@ async fn from_nothing_to_a_called_function() -> Result<()> {
     // What was stored is there afterwards.
     composed.compose(&["restart", "-t", "30", "backend", "agent"])?;
     composed.up().await?;
+    still_answers(&composed, &user).await?;
+    composed.up_without_files().await?;
+    still_answers(&composed, &user).await
+}
+
+async fn still_answers(composed: &Composed, user: &Client) -> Result<()> {
     // The first attempts may meet connections of before.
-    let again = async || Ok(user.invoke("hello", json!({"name": "Bob"})).await.ok());
-    let answer = until("the gateway answers again", UP_WITHIN, again).await?;
+    let call = async || Ok(user.invoke("hello", json!({"name": "Bob"})).await.ok());
+    let answer = until("the gateway answers again", UP_WITHIN, call).await?;
     let answer = answer.expect(200).with_context(|| composed.logs())?;
     ensure!(answer["result"]["message"] == "Hello, Bob!", "{answer}");
+    Ok(())
+}
+
+/// As an operator has it: `.env.example` as `.env`, and the two secrets set.
+#[test]
+fn every_compose_takes_the_files() -> Result<()> {
+    let plugin = Command::new("docker").args(["compose", "version"]).output();
+    let plugin = plugin.is_ok_and(|output| output.status.success());
+    let composes = [Some(&["docker-compose"][..]), plugin.then_some(&["docker", "compose"][..])];
+    for compose in composes.into_iter().flatten() {
+        for files in [&FILES[..1], FILES] {
+            let mut command = Command::new(compose[0]);
+            command.args(&compose[1..]).current_dir(root()).args(["--env-file", ".env.example"]);
+            command.args(files.iter().flat_map(|file| ["-f", file])).arg("config");
+            let said = run(command.env("POSTGRES_PASSWORD", POSTGRES_PASSWORD).env("JWT_SECRET", JWT_SECRET))?;
+            for service in SERVICES.iter().chain(&["grafana"]) {
+                ensure!(said.contains(&format!("\n  {service}:\n")), "no {service}: {said}");
+            }
+        }
+    }
     Ok(())
 }
