@@ -2,6 +2,7 @@
 //! deployment. It becomes one deployment's once, and never blank again.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use common::runtime::{Runtime, Spare};
 use runner::wire;
@@ -14,12 +15,17 @@ use super::runner_link;
 use super::site::{Fault, Sandbox, Site, Wish};
 use super::spec::{Limits, SPARE_PATH};
 
+/// How long the process that waits in a blank may take to start: before, a blank uses less than it will.
+const SETTLING: Duration = Duration::from_secs(2);
+
 /// A sandbox that waits for its deployment.
 #[derive(Debug)]
 pub(crate) struct Blank {
     pub(crate) sandbox: Sandbox,
     pub(crate) exchange: Exchange,
     pub(crate) image: Image,
+    /// When it was told what to keep ready.
+    since: Instant,
 }
 
 impl Blank {
@@ -54,12 +60,21 @@ impl Blank {
             let frame = keep(spare, &runtime.run.env, &image, spare.fork)?;
             sandbox.link.send(&frame).await.map_err(Fault::Link)?;
         }
-        Ok(Self { sandbox, exchange, image })
+        Ok(Self { sandbox, exchange, image, since: Instant::now() })
     }
 
     /// Whether its runner still waits.
     pub(crate) fn is_ready(&self) -> bool {
         self.sandbox.link.is_idle()
+    }
+
+    /// The memory that it uses, in MiB, its process included: `None` while that may still start, and where it cannot
+    /// be read.
+    pub(crate) fn used_mb(&self) -> Option<u64> {
+        if self.since.elapsed() < SETTLING {
+            return None;
+        }
+        self.sandbox.memory_used().map(|used| used.div_ceil(1024 * 1024))
     }
 }
 

@@ -69,6 +69,12 @@ impl Blanks {
         self.makers.len()
     }
 
+    /// The memory that a blank for `runtime` counts as, in MiB, once one was measured.
+    #[cfg(test)]
+    pub(crate) fn price_mb(&self, runtime: &RuntimeName) -> Option<f64> {
+        self.lock().price_mb(self.kinds[runtime])
+    }
+
     /// Ends all of them.
     pub(crate) fn close(&self) {
         let blanks = self.lock().close();
@@ -88,7 +94,8 @@ impl Sandboxes {
         loop {
             tokio::select! {
                 _ = round.tick() => {
-                    let gone = self.blanks.lock().tick(Blank::is_ready);
+                    // Reads a file for each kind, which takes microseconds.
+                    let gone = self.blanks.lock().tick(Blank::is_ready, Blank::used_mb);
                     drop(gone);
                 }
                 () = self.blanks.taken.notified() => {}
@@ -109,8 +116,7 @@ impl Sandboxes {
     async fn start_blank(self: &Arc<Self>, kind: usize) {
         match self.make_blank(kind).await {
             Ok(Some(blank)) => {
-                let used_mb = blank.sandbox.memory_used().div_ceil(1024 * 1024);
-                let unwanted = self.blanks.lock().started(kind, blank, used_mb);
+                let unwanted = self.blanks.lock().started(kind, blank);
                 drop(unwanted);
             }
             // Nobody pulls an image for functions that there may never be: the first deploy does.

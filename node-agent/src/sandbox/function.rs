@@ -67,7 +67,7 @@ impl Function {
         runtime: &Runtime,
         stage: Arc<Stage>,
     ) -> Result<Self, Fault> {
-        let Blank { mut sandbox, exchange, image } = blank;
+        let Blank { mut sandbox, exchange, image, .. } = blank;
         let output_cap = args.sandbox_output_kb as usize * 1024;
         let argv = runtime.run_command(&spec.entrypoint);
         // A server is one process for all calls, so none is ready before one.

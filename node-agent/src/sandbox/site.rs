@@ -318,9 +318,9 @@ impl Sandbox {
         self.group.as_mut().is_some_and(Group::ran_out_of_memory)
     }
 
-    /// The memory that it uses, in bytes.
-    pub(crate) fn memory_used(&self) -> u64 {
-        self.group.as_ref().and_then(|group| group.memory_used().ok()).unwrap_or(0)
+    /// The memory that it uses, in bytes, where that can be read.
+    pub(crate) fn memory_used(&self) -> Option<u64> {
+        self.group.as_ref().and_then(|group| group.memory_used().ok())
     }
 
     /// Lets it use as much memory as a deployment grants. The Engine learns of it in the background: what it shows

@@ -135,3 +135,24 @@ async fn a_spare_of_node() {
     )
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_blank_counts_as_what_its_process_uses() {
+    on_node(
+        |args| args.sandbox_blanks = 1,
+        async |node| {
+            let runtime: RuntimeName = "node".parse().unwrap();
+            let since = Instant::now();
+            loop {
+                let price_mb = node.sandboxes.blanks.price_mb(&runtime);
+                // The runner alone uses one or two.
+                if price_mb.is_some_and(|price_mb| price_mb >= 8.0) {
+                    break;
+                }
+                assert!(since.elapsed() < PATIENCE, "{price_mb:?}");
+                tokio::task::yield_now().await;
+            }
+        },
+    )
+    .await;
+}
