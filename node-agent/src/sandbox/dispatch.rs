@@ -346,7 +346,6 @@ impl Sandboxes {
             for (function, memory_mb) in removals {
                 self.remove(function, memory_mb);
             }
-            self.site.sweep().await;
             self.site.hold_fence().await;
         }
     }

@@ -242,6 +242,7 @@ impl Sandboxes {
             runtime: tokio::runtime::Handle::current(),
         });
         sandboxes.tasks.spawn(Arc::clone(&sandboxes).keep_house());
+        sandboxes.tasks.spawn(Arc::clone(&sandboxes).keep_swept());
         sandboxes.tasks.spawn(Arc::clone(&sandboxes).keep_blanks());
         sandboxes.tasks.spawn(Arc::clone(&sandboxes).keep_asking());
         let freezes = sandboxes.metrics.freezes.clone();

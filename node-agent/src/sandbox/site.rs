@@ -12,7 +12,6 @@ use common::ids::{NodeId, SandboxId};
 use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 
-use super::SandboxArgs;
 use super::cgroup::Group;
 use super::docker::{DockerError, Engine, Image};
 use super::fence::Fence;
@@ -20,12 +19,15 @@ use super::frost::{Frost, Ice, Warmth};
 use super::mounts::{Ground, MountError, Room};
 use super::runner_link::{Link, Threshold};
 use super::spec::{self, Bind, Blueprint, Limits};
+use super::{SandboxArgs, Sandboxes};
 
 /// How long a runner may take from its container's start until it dials.
 const DIAL_LIMIT: Duration = Duration::from_secs(20);
 /// How often it is looked for what nobody knows to be left behind: an Engine that was asked to make a container and was
 /// not waited for, since it took too long or the call was given up, may make it later all the same.
 const SWEEP: Duration = Duration::from_secs(60);
+/// How often it is looked whether there is something to sweep up.
+const ROUND: Duration = Duration::from_secs(1);
 /// User ids from the first one on.
 const UIDS: u32 = 100_000;
 
@@ -198,7 +200,7 @@ impl Site {
     }
 
     /// Removes containers of ours that no claim stands for, when some are known to be there, and now and then.
-    pub(crate) async fn sweep(&self) {
+    async fn sweep(&self) {
         {
             let mut swept = self.swept.lock().unwrap_or_else(PoisonError::into_inner);
             if !self.littered.swap(false, Ordering::Relaxed) && swept.elapsed() < SWEEP {
@@ -224,6 +226,22 @@ impl Site {
     #[cfg(test)]
     pub(crate) fn age(&self) {
         *self.swept.lock().unwrap() = Instant::now().checked_sub(SWEEP).unwrap();
+    }
+}
+
+impl Sandboxes {
+    /// Sweeps up what is left behind, until the node closes. A loop of its own: while the Engine hangs, a sweep takes
+    /// half a minute, and nothing else shall wait for it.
+    pub(super) async fn keep_swept(self: Arc<Self>) {
+        let mut round = tokio::time::interval(ROUND);
+        round.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = round.tick() => {}
+                () = self.stop.cancelled() => return,
+            }
+            self.site.sweep().await;
+        }
     }
 }
 
