@@ -69,7 +69,7 @@ codes! {
     WeakPassword = "weak_password", 422, Client;
     /// E-mail or password are wrong.
     BadCredentials = "bad_credentials", 401, Client;
-    /// No token, a wrong one or an expired one.
+    /// No token, a wrong one, an expired one, or one whose session has ended.
     Unauthorized = "unauthorized", 401, Client;
     /// Known, but not allowed: registration is closed.
     Forbidden = "forbidden", 403, Client;

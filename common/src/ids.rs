@@ -103,6 +103,10 @@ id!(
     UserId
 );
 id!(
+    /// A login and what came of it: the family of its refresh tokens, and the access tokens that came with them.
+    SessionId
+);
+id!(
     /// What a user owns and names.
     FunctionId
 );

@@ -1,5 +1,5 @@
-//! The components that all parts of a gateway share: its stores, its pictures of routes and nodes, and the ends of its
-//! tasks.
+//! The components that all parts of a gateway share: its stores, its pictures of routes, ended sessions and nodes, and the
+//! ends of its tasks.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -19,6 +19,7 @@ use crate::control;
 use crate::edge::identity::Identity;
 use crate::edge::limits::{Limits, SWEEP};
 use crate::edge::routes::Routes;
+use crate::edge::sessions::EndedSessions;
 use crate::error::StartError;
 use crate::feed::Feed;
 use crate::fleet::enrolment::Enrolment;
@@ -31,6 +32,7 @@ pub(crate) struct Components {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) artifacts: Artifacts,
     pub(crate) routes: Arc<Routes>,
+    pub(crate) sessions: Arc<EndedSessions>,
     pub(crate) fleet: Fleet,
     pub(crate) feed: Arc<Feed>,
     /// Everything on the control runtime but control calls and deploys.
@@ -55,14 +57,15 @@ impl Components {
         metrics: &Arc<Metrics>,
         stop: CancellationToken,
     ) -> Self {
-        let routes = Arc::new(Routes::new());
+        let (routes, sessions) = (Arc::new(Routes::new()), Arc::default());
         let fleet = Fleet::new(runtime.handle().clone(), Arc::clone(metrics));
-        let feed = Arc::new(Feed::new(&routes, &fleet, enrolment, &store, metrics));
+        let feed = Arc::new(Feed::new(&routes, &sessions, &fleet, enrolment, &store, metrics));
         Self {
             gateway,
             store,
             artifacts,
             routes,
+            sessions,
             fleet,
             feed,
             tasks: TaskTracker::new(),
@@ -94,6 +97,7 @@ impl Components {
             identity,
             fleet: self.fleet.clone(),
             routes: Arc::clone(&self.routes),
+            sessions: Arc::clone(&self.sessions),
             tasks: self.deploys.clone(),
             stop: self.stop.clone(),
             close: self.close.clone(),

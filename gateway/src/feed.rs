@@ -1,6 +1,6 @@
-//! Follows what other gateways change: the pictures that are held here of routes, nodes and authorities are read anew when
-//! the database's numbers are no longer theirs. It is looked when the database says a word, and every two seconds all the
-//! same. What this gateway changes itself it does not wait for.
+//! Follows what other gateways change: the pictures that are held here of routes, ended sessions, nodes and authorities are
+//! read anew when the database's numbers are no longer theirs. It is looked when the database says a word, and every two
+//! seconds all the same. What this gateway changes itself it does not wait for.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::edge::routes::Routes;
+use crate::edge::sessions::EndedSessions;
 use crate::fleet::enrolment::Enrolment;
 use crate::fleet::{Fleet, roster};
 use crate::metrics::Metrics;
@@ -29,6 +30,7 @@ const DEAF_PAUSE: Duration = Duration::from_secs(1);
 /// Who keeps the pictures level with the database.
 pub(crate) struct Feed {
     routes: Arc<Routes>,
+    sessions: Arc<EndedSessions>,
     fleet: Fleet,
     /// Who has the authorities; `None` where there is no node port.
     enrolment: Option<Arc<Enrolment>>,
@@ -40,13 +42,14 @@ pub(crate) struct Feed {
 impl Feed {
     pub(crate) fn new(
         routes: &Arc<Routes>,
+        sessions: &Arc<EndedSessions>,
         fleet: &Fleet,
         enrolment: Option<Arc<Enrolment>>,
         store: &Arc<dyn Store>,
         metrics: &Metrics,
     ) -> Self {
-        let (routes, store, behind) = (Arc::clone(routes), Arc::clone(store), metrics.behind.clone());
-        Self { routes, fleet: fleet.clone(), enrolment, store, behind }
+        let (routes, sessions, store) = (Arc::clone(routes), Arc::clone(sessions), Arc::clone(store));
+        Self { routes, sessions, fleet: fleet.clone(), enrolment, store, behind: metrics.behind.clone() }
     }
 
     /// Follows until `end`.
@@ -82,7 +85,7 @@ impl Feed {
             match self.catch_up().await {
                 Ok(()) => {
                     if !is_level {
-                        tracing::info!(seconds = level_at.elapsed().as_secs(), "routes and nodes are up to date again");
+                        tracing::info!(seconds = level_at.elapsed().as_secs(), "level with the database again");
                     }
                     (level_at, is_level) = (looked_at, true);
                     self.behind.set(0.0);
@@ -90,7 +93,7 @@ impl Feed {
                 Err(error) => {
                     // Once, and not every two seconds.
                     if is_level {
-                        tracing::warn!(error = %Chain(&error), "routes and nodes may lag behind the database: trying again");
+                        tracing::warn!(error = %Chain(&error), "this gateway may lag behind the database: trying again");
                     }
                     is_level = false;
                     self.behind.set(level_at.elapsed().as_secs_f64());
@@ -102,6 +105,7 @@ impl Feed {
     /// Reads anew what is behind.
     pub(crate) async fn catch_up(&self) -> Result<(), store::Error> {
         let changes = self.store.changes().await?;
+        self.sessions.catch_up(&*self.store, changes.sessions).await?;
         let gone = self.routes.catch_up(&*self.store, changes.routes).await?;
         self.fleet.retire(&gone);
         if let Some(enrolment) = &self.enrolment {

@@ -118,7 +118,6 @@ impl Gateway {
         succession: Succession,
     ) -> Result<Self, StartError> {
         let secrets = settings.jwt.secrets()?;
-        let identity = Arc::new(Identity::new(&secrets));
         let place = &shared.place;
         let runtimes = Arc::new(Runtimes::load(place.runtimes_dir.as_deref())?);
         let metrics = Arc::new(Metrics::register(registry)?);
@@ -131,6 +130,7 @@ impl Gateway {
         let opened = open_node_port(&settings.nodes, nodes, &stores.1, &secrets);
         let (node_port, enrolment) = control.block_on(opened)?.unzip();
         let components = Components::new(gateway, stores, enrolment.clone(), &control, &metrics, stop);
+        let identity = Arc::new(Identity::new(&secrets, components.sessions.clone()));
         let shared_limits = settings.redis.open(&settings.limits, control.handle(), registry)?;
         let limits = Arc::new(Limits::new(&settings.limits).over(shared_limits));
         let state = components.state(&settings, shared, (runtimes, identity.clone()), enrolment.clone(), registry)?;

@@ -70,7 +70,7 @@ pub(crate) struct Metrics {
     pub(crate) fleet: Fleet,
     /// Link connections that were turned away.
     pub(crate) links_refused: IntCounter,
-    /// For how many seconds routes and nodes may have been behind the database.
+    /// For how many seconds routes, ended sessions and nodes may have been behind the database.
     pub(crate) behind: Gauge,
 }
 
@@ -115,7 +115,7 @@ impl Metrics {
         )?;
         let behind = Gauge::new(
             "dartcloud_gateway_behind_seconds",
-            "For how long routes and nodes may have been behind the database; 0 while they are not",
+            "For how long routes, ended sessions and nodes may have been behind the database; 0 while they are not",
         )?;
         registry.register(Box::new(behind.clone()))?;
         registry.register(Box::new(requests.clone()))?;

@@ -13,12 +13,15 @@ pub struct Changes {
     pub nodes: i64,
     /// The authorities that the fleet trusts.
     pub authority: i64,
+    /// The sessions that have ended. That one is past its time is no change.
+    pub sessions: i64,
 }
 
 /// Of either database.
 pub(crate) const CHANGES: &str = "SELECT (SELECT number FROM changes WHERE what = 'routes') AS routes,
   (SELECT number FROM changes WHERE what = 'nodes') AS nodes,
-  (SELECT number FROM changes WHERE what = 'authority') AS authority";
+  (SELECT number FROM changes WHERE what = 'authority') AS authority,
+  (SELECT number FROM changes WHERE what = 'sessions') AS sessions";
 
 /// Who listens for the word. It is only a word: it may be missed, or come for nothing.
 pub struct Watch(pub(crate) Option<Ear>);

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use common::digest::Digest;
 use common::function::{Access, Contract, DeploymentSpec, Limits, Status};
-use common::ids::{DeploymentId, FunctionId, GatewayId, InvocationId, NodeId, UserId};
+use common::ids::{DeploymentId, FunctionId, GatewayId, InvocationId, NodeId, SessionId, UserId};
 use common::invocation::Record;
 use common::labels::Labels;
 use common::names::{FunctionName, Handle, RuntimeName};
@@ -23,6 +23,7 @@ mod handles;
 mod moved;
 mod postgres;
 mod rows;
+mod sessions;
 pub mod settings;
 mod sqlite;
 #[cfg(test)]
@@ -33,6 +34,7 @@ use changes::{Changes, Watch};
 use claims::{Claim, Holder, Source};
 pub use error::Error;
 use fleet::{Authorities, Authority, CertificateFacts, Duty, Joining, NewNode, Node};
+pub use sessions::{RefreshToken, Rotation};
 pub use settings::StoreArgs;
 
 /// Opens the store that the settings name and brings its schema up to date. Several programs may do so at once.
@@ -88,28 +90,6 @@ pub struct NewUser {
     pub password_hash: String,
     /// Whether to add him only if there is nobody yet.
     pub only_first: bool,
-}
-
-/// A refresh token as it is kept: its SHA-256 only. Tokens that were rotated from one another are a family.
-#[derive(Clone, Copy, Debug)]
-pub struct RefreshToken {
-    /// SHA-256 of the token.
-    pub hash: Digest,
-    /// Whose.
-    pub user: UserId,
-    /// Until when.
-    pub expires_at: DateTime<Utc>,
-}
-
-/// What became of an attempt to use a refresh token.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rotation {
-    /// The old one is spent, the new one is its family's next.
-    Rotated(UserId),
-    /// It was spent before: its whole family is revoked now.
-    Reused,
-    /// Unknown, expired or revoked.
-    Unknown,
 }
 
 /// A function as its owner sees it; `active` is the version that serves.
@@ -279,18 +259,22 @@ pub trait Store: RecordSink {
     /// The user with this id.
     async fn user(&self, id: UserId) -> Result<Option<User>, Error>;
 
-    /// Begins a family of refresh tokens.
+    /// Begins a session with its first refresh token.
     async fn add_refresh_token(&self, token: RefreshToken) -> Result<(), Error>;
-    /// Spends `old` and makes a token with `new_hash` its successor, or says why not.
+    /// Spends `old` and makes a token with `new_hash` its successor, or says why not. A session that ends by this is among
+    /// the [`ended_sessions`](Self::ended_sessions) for `access_seconds`: so long may access tokens of it still be good.
     async fn rotate_refresh_token(
         &self,
         old: Digest,
         new_hash: Digest,
         expires_at: DateTime<Utc>,
+        access_seconds: u32,
     ) -> Result<Rotation, Error>;
-    /// Revokes the family of `hash`; unknown ones are no error.
-    async fn revoke_refresh_token(&self, hash: Digest) -> Result<(), Error>;
-    /// Deletes tokens that expired; how many.
+    /// Ends the session of the refresh token `hash` in the same way; false when there is none, which is no error.
+    async fn revoke_refresh_token(&self, hash: Digest, access_seconds: u32) -> Result<bool, Error>;
+    /// The sessions that have ended and of which access tokens may still be good, in no order.
+    async fn ended_sessions(&self) -> Result<Vec<SessionId>, Error>;
+    /// Deletes refresh tokens that expired, and ended sessions that are past their time; how many of both.
     async fn purge_refresh_tokens(&self) -> Result<u64, Error>;
 
     /// Adds a version in state `building`, and its function if that is new.

@@ -6,7 +6,7 @@ use axum::Json;
 use axum::extract::State as Extract;
 use chrono::{DateTime, SecondsFormat, Utc};
 use common::error::Code;
-use common::ids::UserId;
+use common::ids::{SessionId, UserId};
 use common::names::Handle;
 use http::StatusCode;
 use serde_json::{Value, json};
@@ -95,30 +95,38 @@ pub(crate) async fn login(Extract(state): Extract<Arc<State>>, mut fields: Field
     let hash = user.as_ref().map(|user| user.password_hash.clone());
     let verified = state.passwords.verify(password, hash).await?;
     let user = user.filter(|_| verified).ok_or_else(denied)?;
-    let token = FreshToken::new(state.args.refresh_token_lifetime());
-    state.store.add_refresh_token(token.row(user.id)).await?;
-    Ok(Json(token.pair(&state, user.id)))
+    let (token, session) = (FreshToken::new(state.args.refresh_token_lifetime()), SessionId::new());
+    state.store.add_refresh_token(token.row(user.id, session)).await?;
+    Ok(Json(token.pair(&state, user.id, session)))
 }
 
 /// `POST /api/auth/refresh`: the old token is spent. One that was spent before is in a second pair of hands, so its
-/// whole family ends.
+/// whole session ends.
 pub(crate) async fn refresh(
     Extract(state): Extract<Arc<State>>,
     mut fields: Fields,
 ) -> Result<Json<TokenPair>, Failure> {
     let old = tokens::hash(&fields.text("refreshToken")?);
     let token = FreshToken::new(state.args.refresh_token_lifetime());
+    let ended_seconds = state.args.ended_session_seconds();
     let refused = |sentence| Err(Failure::new(Code::Unauthorized, sentence));
-    match state.store.rotate_refresh_token(old, token.hash, token.expires_at).await? {
-        Rotation::Rotated(user) => Ok(Json(token.pair(&state, user))),
-        Rotation::Reused => refused("the refresh token was used before, so all of its session has ended: log in again"),
+    match state.store.rotate_refresh_token(old, token.hash, token.expires_at, ended_seconds).await? {
+        Rotation::Rotated { user, session } => Ok(Json(token.pair(&state, user, session))),
+        Rotation::Reused => {
+            state.sessions.reload(&*state.store).await?;
+            refused("the refresh token was used before, so all of its session has ended: log in again")
+        }
         Rotation::Unknown => refused("the refresh token is not valid or has expired: log in again"),
     }
 }
 
-/// `POST /api/auth/logout`: the refresh token and its family end; an access token lives on for its short rest.
+/// `POST /api/auth/logout`: the session ends, with its refresh tokens and its access tokens. This gateway refuses them at
+/// once, the others as soon as the database tells them.
 pub(crate) async fn logout(Extract(state): Extract<Arc<State>>, mut fields: Fields) -> Result<StatusCode, Failure> {
-    state.store.revoke_refresh_token(tokens::hash(&fields.text("refreshToken")?)).await?;
+    let token = tokens::hash(&fields.text("refreshToken")?);
+    if state.store.revoke_refresh_token(token, state.args.ended_session_seconds()).await? {
+        state.sessions.reload(&*state.store).await?;
+    }
     Ok(StatusCode::NO_CONTENT)
 }
 

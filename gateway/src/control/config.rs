@@ -4,6 +4,10 @@ use std::num::NonZeroU32;
 use std::str::FromStr;
 use std::time::Duration;
 
+/// How much longer an access token may be taken than it was to live, in seconds: what clocks may be apart, and the leeway
+/// for that, with room to spare.
+const CLOCKS_APART_SECONDS: u32 = 60;
+
 /// What the control API may do, and how much of it at once.
 #[derive(Clone, Debug, clap::Args)]
 pub struct ControlArgs {
@@ -47,6 +51,11 @@ pub enum Registration {
 impl ControlArgs {
     pub(crate) fn access_token_lifetime(&self) -> Duration {
         Duration::from_secs(self.access_token_seconds.into())
+    }
+
+    /// How long it has to be known that a session has ended, in seconds: until every access token of it has expired.
+    pub(crate) fn ended_session_seconds(&self) -> u32 {
+        self.access_token_seconds + CLOCKS_APART_SECONDS
     }
 
     pub(crate) fn refresh_token_lifetime(&self) -> chrono::Duration {

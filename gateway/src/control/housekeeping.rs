@@ -53,12 +53,17 @@ pub(crate) async fn run(state: Arc<State>) {
     );
 }
 
-/// Deletes refresh tokens that have expired.
+/// Deletes refresh tokens that have expired, and ended sessions that are past their time, which no change tells of.
 async fn purge_tokens(state: &State) {
     loop {
-        match state.store.purge_refresh_tokens().await {
+        let purged = async {
+            let purged = state.store.purge_refresh_tokens().await?;
+            state.sessions.reload(&*state.store).await?;
+            Ok::<_, store::Error>(purged)
+        };
+        match purged.await {
             Ok(0) => {}
-            Ok(purged) => tracing::debug!(purged, "expired refresh tokens are deleted"),
+            Ok(purged) => tracing::debug!(purged, "expired refresh tokens and ended sessions are deleted"),
             Err(error) => tracing::warn!(%error, "expired refresh tokens could not be deleted: trying again later"),
         }
         tokio::select! {

@@ -19,6 +19,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::edge::identity::Identity;
 use crate::edge::routes::Routes;
+use crate::edge::sessions::EndedSessions;
 use crate::fleet::Fleet;
 use crate::fleet::enrolment::Enrolment;
 
@@ -74,6 +75,8 @@ pub(crate) struct Parts {
     /// Who takes nodes in; `None` where there is no node port.
     pub(crate) enrolment: Option<Arc<Enrolment>>,
     pub(crate) routes: Arc<Routes>,
+    /// What the identity refuses.
+    pub(crate) sessions: Arc<EndedSessions>,
     /// Deploys and deletions run on it; wait for it before the store is closed.
     pub(crate) tasks: TaskTracker,
     /// From its cancellation on no deploy begins, and those under way have a deadline.
@@ -94,6 +97,7 @@ pub(crate) struct State {
     fleet: Fleet,
     enrolment: Option<Arc<Enrolment>>,
     routes: Arc<Routes>,
+    sessions: Arc<EndedSessions>,
     tasks: TaskTracker,
     stop: CancellationToken,
     close: CancellationToken,
@@ -124,7 +128,7 @@ impl State {
     /// Starts what the control API runs beside its requests: the passwords' threads.
     pub(crate) fn start(args: ControlArgs, parts: Parts, registry: &Registry) -> Result<Arc<Self>, ControlApiError> {
         let Parts { gateway, store, artifacts, runtimes, ceilings, caps, .. } = parts;
-        let Parts { identity, fleet, enrolment, routes, tasks, stop, close, .. } = parts;
+        let Parts { identity, fleet, enrolment, routes, sessions, tasks, stop, close, .. } = parts;
         Ok(Arc::new(Self {
             passwords: Passwords::start(args.password_threads.get(), registry)?,
             deploys: Deploys::new(args.deploy_concurrency.get(), registry)?,
@@ -143,6 +147,7 @@ impl State {
             fleet,
             enrolment,
             routes,
+            sessions,
             tasks,
             stop,
             close,

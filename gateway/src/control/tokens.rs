@@ -4,7 +4,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use chrono::Utc;
 use common::digest::Digest;
-use common::ids::UserId;
+use common::ids::{SessionId, UserId};
 use serde::Serialize;
 use store::RefreshToken;
 
@@ -37,16 +37,16 @@ impl FreshToken {
         Self { hash: hash(&text), text, expires_at: Utc::now() + lifetime }
     }
 
-    /// The row that is kept of it.
-    pub(crate) fn row(&self, user: UserId) -> RefreshToken {
-        RefreshToken { hash: self.hash, user, expires_at: self.expires_at }
+    /// The row that is kept of it if it begins a session.
+    pub(crate) fn row(&self, user: UserId, session: SessionId) -> RefreshToken {
+        RefreshToken { hash: self.hash, session, user, expires_at: self.expires_at }
     }
 
-    /// The pair for `user`.
-    pub(crate) fn pair(self, state: &State, user: UserId) -> TokenPair {
+    /// The pair for `user`, in this session of his.
+    pub(crate) fn pair(self, state: &State, user: UserId, session: SessionId) -> TokenPair {
         let lifetime = state.args.access_token_lifetime();
         TokenPair {
-            access_token: state.identity.issue(user, lifetime),
+            access_token: state.identity.issue(user, session, lifetime),
             refresh_token: self.text,
             token_type: "Bearer",
             expires_in: state.args.access_token_seconds,

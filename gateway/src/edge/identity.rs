@@ -2,17 +2,19 @@
 //! else.
 
 use std::cell::RefCell;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use common::ids::UserId;
+use common::ids::{SessionId, UserId};
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use serde::{Deserialize, Serialize};
 
-use super::verified::Verified;
+use super::sessions::EndedSessions;
+use super::verified::{Bearer, Verified};
 use crate::config::Secrets;
 
 /// The one issuer.
@@ -24,7 +26,7 @@ const LEEWAY_SECONDS: u64 = 5;
 /// What stands before a token, in any case.
 const BEARER: &[u8] = b"Bearer ";
 
-/// Longest token that is looked at, in bytes; ours have about 250.
+/// Longest token that is looked at, in bytes; ours have about 270.
 const MAX_TOKEN_BYTES: usize = 2048;
 
 /// Why a credential was not taken.
@@ -36,6 +38,9 @@ pub(crate) enum Denied {
     /// It was good once.
     #[error("the token has expired: log in again, or use the refresh token")]
     Expired,
+    /// It was good until its session ended.
+    #[error("the session of this token has ended: log in again")]
+    Ended,
     /// It is not one of ours.
     #[error("the token is not valid: log in again")]
     Invalid,
@@ -44,6 +49,9 @@ pub(crate) enum Denied {
 #[derive(Serialize, Deserialize)]
 struct Claims {
     sub: UserId,
+    /// The session; older versions issued tokens without it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sid: Option<SessionId>,
     iss: String,
     iat: u64,
     exp: u64,
@@ -66,11 +74,12 @@ pub(crate) struct Identity {
     previous: Option<DecodingKey>,
     header: Header,
     validation: Validation,
+    ended: Arc<EndedSessions>,
 }
 
 impl Identity {
-    /// An identity on these secrets, whose strength the caller has checked.
-    pub(crate) fn new(secrets: &Secrets) -> Self {
+    /// An identity on these secrets, whose strength the caller has checked. Tokens of sessions that have `ended` it refuses.
+    pub(crate) fn new(secrets: &Secrets, ended: Arc<EndedSessions>) -> Self {
         let decoding = |secret: &String| DecodingKey::from_secret(secret.as_bytes());
         let mut validation = Validation::new(Algorithm::HS256);
         validation.leeway = LEEWAY_SECONDS;
@@ -83,39 +92,46 @@ impl Identity {
             previous: secrets.previous.as_ref().map(decoding),
             header: Header::new(Algorithm::HS256),
             validation,
+            ended,
         }
     }
 
-    /// A token of `user` that is good for `lifetime`.
-    pub(crate) fn issue(&self, user: UserId, lifetime: Duration) -> String {
+    /// A token of `user` that is good for `lifetime`, but not longer than his `session`.
+    pub(crate) fn issue(&self, user: UserId, session: SessionId, lifetime: Duration) -> String {
         let now = now();
-        let claims = Claims { sub: user, iss: ISSUER.to_owned(), iat: now, exp: now + lifetime.as_secs() };
-        jsonwebtoken::encode(&self.header, &claims, &self.encoding).expect("HS256 signs any four plain claims")
+        let exp = now + lifetime.as_secs();
+        let claims = Claims { sub: user, sid: Some(session), iss: ISSUER.to_owned(), iat: now, exp };
+        jsonwebtoken::encode(&self.header, &claims, &self.encoding).expect("HS256 signs any five plain claims")
     }
 
     /// Whose token it is.
     ///
     /// # Errors
-    /// It has expired, or is not one of ours.
+    /// It has expired, its session has ended, or it is not one of ours.
     pub(crate) fn verify(&self, token: &[u8]) -> Result<UserId, Denied> {
+        let Bearer { user, session } = self.read(token)?;
+        if session.is_some_and(|session| self.ended.has(session)) { Err(Denied::Ended) } else { Ok(user) }
+    }
+
+    /// What a token says that has not expired, whether or not its session has ended.
+    fn read(&self, token: &[u8]) -> Result<Bearer, Denied> {
         if token.len() > MAX_TOKEN_BYTES {
             return Err(Denied::Invalid);
         }
-        if let Some(user) = VERIFIED.with_borrow(|verified| verified.user(self.number, token, now())) {
-            return Ok(user);
+        if let Some(bearer) = VERIFIED.with_borrow(|verified| verified.bearer(self.number, token, now())) {
+            return Ok(bearer);
         }
-        let read = |key| jsonwebtoken::decode::<Claims>(token, key, &self.validation);
-        let found = match (read(&self.decoding), &self.previous) {
-            (Err(error), Some(previous)) if matches!(error.kind(), ErrorKind::InvalidSignature) => read(previous),
+        let decode = |key| jsonwebtoken::decode::<Claims>(token, key, &self.validation);
+        let found = match (decode(&self.decoding), &self.previous) {
+            (Err(error), Some(previous)) if matches!(error.kind(), ErrorKind::InvalidSignature) => decode(previous),
             (found, _) => found,
         };
         match found {
             Ok(found) => {
-                let Claims { sub, exp, .. } = found.claims;
-                VERIFIED.with_borrow_mut(|verified| {
-                    verified.keep(self.number, token, sub, exp.saturating_add(LEEWAY_SECONDS))
-                });
-                Ok(sub)
+                let Claims { sub: user, sid: session, exp, .. } = found.claims;
+                let (bearer, until) = (Bearer { user, session }, exp.saturating_add(LEEWAY_SECONDS));
+                VERIFIED.with_borrow_mut(|verified| verified.keep(self.number, token, bearer, until));
+                Ok(bearer)
             }
             Err(error) if matches!(error.kind(), ErrorKind::ExpiredSignature) => Err(Denied::Expired),
             Err(_) => Err(Denied::Invalid),
@@ -154,7 +170,8 @@ mod tests {
     const OTHER: &str = "another secret of at least 32 bytes";
 
     fn of(current: &str, previous: Option<&str>) -> Identity {
-        Identity::new(&Secrets { current: current.to_owned(), previous: previous.map(str::to_owned) })
+        let secrets = Secrets { current: current.to_owned(), previous: previous.map(str::to_owned) };
+        Identity::new(&secrets, Arc::default())
     }
 
     fn sign(header: &Header, claims: &serde_json::Value, secret: &str) -> String {
@@ -170,7 +187,7 @@ mod tests {
     fn what_we_issue_we_take() {
         let identity = of(SECRET, None);
         let user = UserId::new();
-        let token = identity.issue(user, Duration::from_secs(60));
+        let token = identity.issue(user, SessionId::new(), Duration::from_secs(60));
         // The second time it is known.
         assert_eq!([identity.verify(token.as_bytes()), identity.verify(token.as_bytes())], [Ok(user); 2]);
         assert_eq!(of(OTHER, None).verify(token.as_bytes()), Err(Denied::Invalid));
@@ -180,7 +197,7 @@ mod tests {
     fn a_secret_is_changed() {
         let (user, minute) = (UserId::new(), Duration::from_secs(60));
         let check = |by: &Identity, from: &Identity, expected| {
-            let token = from.issue(user, minute);
+            let token = from.issue(user, SessionId::new(), minute);
             // The second time it may be known.
             assert_eq!([by.verify(token.as_bytes()), by.verify(token.as_bytes())], [expected; 2]);
         };
@@ -209,6 +226,29 @@ mod tests {
         check(&json!({"sub": user, "iss": ISSUER, "iat": now(), "exp": now() - 60}), Err(Denied::Expired));
         check(&json!({"sub": user, "iss": "other", "iat": now(), "exp": now() + 60}), Err(Denied::Invalid));
         check(&json!({"sub": "me", "iss": ISSUER, "iat": now(), "exp": now() + 60}), Err(Denied::Invalid));
+        let with_session =
+            |sid: serde_json::Value| json!({"sub": user, "sid": sid, "iss": ISSUER, "iat": now(), "exp": now() + 60});
+        check(&with_session(json!(SessionId::new())), Ok(()));
+        check(&with_session(json!("none")), Err(Denied::Invalid));
+    }
+
+    #[test]
+    fn a_token_ends_with_its_session() {
+        let identity = of(SECRET, None);
+        let (user, minute, sessions) = (UserId::new(), Duration::from_secs(60), [(); 2].map(|()| SessionId::new()));
+        let issued = sessions.map(|session| identity.issue(user, session, minute));
+        let claims = json!({"sub": user, "iss": ISSUER, "iat": now(), "exp": now() + 60});
+        let tokens = [issued.as_slice(), &[sign(&Header::new(Algorithm::HS256), &claims, SECRET)]].concat();
+        let check = |ended: &[SessionId], expected: [Result<UserId, Denied>; 3]| {
+            identity.ended.put(ended.to_vec());
+            let found: Vec<_> = tokens.iter().map(|token| identity.verify(token.as_bytes())).collect();
+            assert_eq!(found, expected, "{ended:?}");
+        };
+        let over = Err(Denied::Ended);
+        check(&[], [Ok(user); 3]);
+        check(&sessions[..1], [over, Ok(user), Ok(user)]);
+        check(&sessions, [over, over, Ok(user)]);
+        check(&[SessionId::new()], [Ok(user); 3]);
     }
 
     #[test]
@@ -231,7 +271,7 @@ mod tests {
     fn headers() {
         let identity = of(SECRET, None);
         let user = UserId::new();
-        let token = identity.issue(user, Duration::from_secs(60));
+        let token = identity.issue(user, SessionId::new(), Duration::from_secs(60));
         let check = |values: &[&str], expected| {
             let mut headers = HeaderMap::new();
             values.iter().for_each(|value| {

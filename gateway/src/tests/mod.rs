@@ -14,6 +14,7 @@ mod once;
 mod proxies;
 mod raw;
 mod rotation;
+mod sessions;
 mod shares;
 mod stop;
 mod targets;

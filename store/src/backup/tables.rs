@@ -70,6 +70,7 @@ pub(super) const TABLES: &[Table] = &[
             ("created_at", Time),
         ],
     ),
+    main("ended_sessions", "session_id", &[("session_id", Id), ("until", Time)]),
     main(
         AUTHORITY,
         "one",

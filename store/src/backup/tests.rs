@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use chrono::Utc;
-use common::ids::NodeId;
+use common::ids::{NodeId, SessionId};
 use common::invocation::Outcome;
 use futures_util::StreamExt as _;
 use serde_json::{Value, json};
@@ -70,8 +70,12 @@ async fn fill(bench: &Bench) {
     let ada = bench.user("ada@example.org").await;
     let bob = bench.user("bob@Bücher\"'\\\u{1f980}").await;
     let (hash, made_by) = (Digest::of(b"token"), bob.id);
-    let token = RefreshToken { hash, user: ada.id, expires_at: Utc::now() + chrono::Duration::days(1) };
+    let (session, expires_at) = (SessionId::new(), Utc::now() + chrono::Duration::days(1));
+    let token = RefreshToken { hash, session, user: ada.id, expires_at };
     bench.store.add_refresh_token(token).await.unwrap();
+    let left = RefreshToken { hash: Digest::of(b"left"), session: SessionId::new(), ..token };
+    bench.store.add_refresh_token(left).await.unwrap();
+    assert!(bench.store.revoke_refresh_token(left.hash, 3600).await.unwrap());
     let function = bench.serving(ada.id, "hello").await;
     let line = LogLine { source: "build", message: "zwei\nZeilen\t\u{7f}\0".to_owned() };
     bench.store.append_log(function.active.as_ref().unwrap().spec.deployment, &[line]).await.unwrap();

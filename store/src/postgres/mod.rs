@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use common::digest::Digest;
-use common::ids::{DeploymentId, FunctionId, GatewayId, InvocationId, NodeId, UserId};
+use common::ids::{DeploymentId, FunctionId, GatewayId, InvocationId, NodeId, SessionId, UserId};
 use common::invocation::Record;
 use common::labels::Labels;
 use sqlx::PgPool;
@@ -123,12 +123,17 @@ impl Store for Postgres {
         old: Digest,
         new_hash: Digest,
         expires_at: DateTime<Utc>,
+        access_seconds: u32,
     ) -> Result<Rotation, Error> {
-        within(DEADLINE, tokens::rotate(&self.main, old, new_hash, expires_at)).await
+        within(DEADLINE, tokens::rotate(&self.main, old, new_hash, expires_at, access_seconds)).await
     }
 
-    async fn revoke_refresh_token(&self, hash: Digest) -> Result<(), Error> {
-        within(DEADLINE, tokens::revoke(&self.main, hash)).await
+    async fn revoke_refresh_token(&self, hash: Digest, access_seconds: u32) -> Result<bool, Error> {
+        within(DEADLINE, tokens::revoke(&self.main, hash, access_seconds)).await
+    }
+
+    async fn ended_sessions(&self) -> Result<Vec<SessionId>, Error> {
+        within(DEADLINE, tokens::ended(&self.main)).await
     }
 
     async fn purge_refresh_tokens(&self) -> Result<u64, Error> {

@@ -1,7 +1,8 @@
-//! `refresh_tokens`. A family is revoked by deleting its rows.
+//! `refresh_tokens` and `ended_sessions`. A session ends by deleting the rows of its family, and by one row that says so.
 
 use chrono::{DateTime, Utc};
 use common::digest::Digest;
+use common::ids::SessionId;
 use sqlx::{PgPool, PgTransaction};
 use uuid::Uuid;
 
@@ -11,7 +12,7 @@ use crate::{Error, RefreshToken, Rotation};
 pub(super) async fn add(pool: &PgPool, token: RefreshToken) -> Result<(), Error> {
     sqlx::query("INSERT INTO refresh_tokens (hash, family, user_id, expires_at) VALUES ($1, $2, $3, $4)")
         .bind(&token.hash.bytes()[..])
-        .bind(Uuid::now_v7())
+        .bind(token.session.uuid())
         .bind(token.user.uuid())
         .bind(timestamp(token.expires_at))
         .execute(pool)
@@ -24,6 +25,7 @@ pub(super) async fn rotate(
     old: Digest,
     new_hash: Digest,
     expires_at: DateTime<Utc>,
+    access_seconds: u32,
 ) -> Result<Rotation, Error> {
     let mut tx = pool.begin().await?;
     let Some(token) = lock(&mut tx, old).await? else { return Ok(Rotation::Unknown) };
@@ -31,7 +33,7 @@ pub(super) async fn rotate(
         return Ok(Rotation::Unknown);
     }
     if token.spent {
-        delete_family(&mut tx, token.family).await?;
+        end_session(&mut tx, token.family, access_seconds).await?;
         tx.commit().await?;
         return Ok(Rotation::Reused);
     }
@@ -47,21 +49,27 @@ pub(super) async fn rotate(
         .execute(&mut *tx)
         .await?;
     tx.commit().await?;
-    Ok(Rotation::Rotated(token.user_id.into()))
+    Ok(Rotation::Rotated { user: token.user_id.into(), session: token.family.into() })
 }
 
-pub(super) async fn revoke(pool: &PgPool, hash: Digest) -> Result<(), Error> {
+pub(super) async fn revoke(pool: &PgPool, hash: Digest, access_seconds: u32) -> Result<bool, Error> {
     let mut tx = pool.begin().await?;
-    if let Some(token) = lock(&mut tx, hash).await? {
-        delete_family(&mut tx, token.family).await?;
-        tx.commit().await?;
-    }
-    Ok(())
+    let Some(token) = lock(&mut tx, hash).await? else { return Ok(false) };
+    end_session(&mut tx, token.family, access_seconds).await?;
+    tx.commit().await?;
+    Ok(true)
+}
+
+pub(super) async fn ended(pool: &PgPool) -> Result<Vec<SessionId>, Error> {
+    let sql = "SELECT session_id FROM ended_sessions WHERE until > LOCALTIMESTAMP";
+    let ids: Vec<Uuid> = sqlx::query_scalar(sql).fetch_all(pool).await?;
+    Ok(ids.into_iter().map(SessionId::from).collect())
 }
 
 pub(super) async fn purge(pool: &PgPool) -> Result<u64, Error> {
-    let done = sqlx::query("DELETE FROM refresh_tokens WHERE expires_at <= LOCALTIMESTAMP").execute(pool).await?;
-    Ok(done.rows_affected())
+    let tokens = sqlx::query("DELETE FROM refresh_tokens WHERE expires_at <= LOCALTIMESTAMP").execute(pool).await?;
+    let sessions = sqlx::query("DELETE FROM ended_sessions WHERE until <= LOCALTIMESTAMP").execute(pool).await?;
+    Ok(tokens.rows_affected() + sessions.rows_affected())
 }
 
 /// Reads a token after locking its user, and not only its own row: a family that is being revoked must not get
@@ -83,7 +91,15 @@ async fn lock(tx: &mut PgTransaction<'_>, hash: Digest) -> Result<Option<TokenRo
     Ok(row)
 }
 
-async fn delete_family(tx: &mut PgTransaction<'_>, family: Uuid) -> Result<(), Error> {
+/// Ends the session whose family has been read in this transaction, and so has rows.
+async fn end_session(tx: &mut PgTransaction<'_>, family: Uuid, access_seconds: u32) -> Result<(), Error> {
     sqlx::query("DELETE FROM refresh_tokens WHERE family = $1").bind(family).execute(&mut **tx).await?;
+    sqlx::query(
+        "INSERT INTO ended_sessions (session_id, until) VALUES ($1, LOCALTIMESTAMP + make_interval(secs => $2))",
+    )
+    .bind(family)
+    .bind(f64::from(access_seconds))
+    .execute(&mut **tx)
+    .await?;
     Ok(())
 }

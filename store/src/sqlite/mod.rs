@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use common::digest::Digest;
-use common::ids::{DeploymentId, FunctionId, GatewayId, InvocationId, NodeId, UserId};
+use common::ids::{DeploymentId, FunctionId, GatewayId, InvocationId, NodeId, SessionId, UserId};
 use common::invocation::Record;
 use common::labels::Labels;
 use sqlx::error::DatabaseError;
@@ -180,12 +180,17 @@ impl Store for Sqlite {
         old: Digest,
         new_hash: Digest,
         expires_at: DateTime<Utc>,
+        access_seconds: u32,
     ) -> Result<Rotation, Error> {
-        tokens::rotate(&self.writer, old, new_hash, expires_at).await
+        tokens::rotate(&self.writer, old, new_hash, expires_at, access_seconds).await
     }
 
-    async fn revoke_refresh_token(&self, hash: Digest) -> Result<(), Error> {
-        tokens::revoke(&self.writer, hash).await
+    async fn revoke_refresh_token(&self, hash: Digest, access_seconds: u32) -> Result<bool, Error> {
+        tokens::revoke(&self.writer, hash, access_seconds).await
+    }
+
+    async fn ended_sessions(&self) -> Result<Vec<SessionId>, Error> {
+        tokens::ended(&self.readers).await
     }
 
     async fn purge_refresh_tokens(&self) -> Result<u64, Error> {

@@ -101,6 +101,33 @@ pub(super) fn hello(word: &str) -> Vec<u8> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_ends_at_one_gateway_ends_at_the_other() -> Result<()> {
+    let database = Database::create()?;
+    let settings = [("DATABASE_URL", database.url())];
+    let (first, second) = (Fleet::start(&settings).await?, Fleet::start(&settings).await?);
+    let there = |tokens: &Value| -> Result<Client> {
+        let token = tokens["accessToken"].as_str().context("no accessToken")?;
+        Ok(Client { url: second.operator.url.clone(), ..first.operator.with_token(token) })
+    };
+    let credentials = json!({"email": "leaving@example.org", "password": "correct horse"});
+    first.operator.post("/api/auth/register", &credentials).await?.expect(201)?;
+    let left = first.operator.post("/api/auth/login", &credentials).await?.expect(200)?;
+    let other = first.operator.post("/api/auth/login", &credentials).await?.expect(200)?;
+    let (leaving, staying) = (there(&left)?, there(&other)?);
+    leaving.get("/api/auth/me").await?.expect(200)?;
+    first.operator.post("/api/auth/logout", &json!({"refreshToken": left["refreshToken"]})).await?.expect(204)?;
+    let begun = Instant::now();
+    let ended = until("the other gateway refuses its token", Duration::from_secs(10), async || {
+        Ok((leaving.get("/api/auth/me").await?.status == 401).then_some(begun.elapsed()))
+    });
+    let ended = ended.await.with_context(|| second.platform.log())?;
+    println!("the other gateway refuses the token after {ended:?}");
+    ensure!(ended < Duration::from_secs(1), "after {ended:?}:\n{}", second.platform.log());
+    staying.get("/api/auth/me").await?.expect(200)?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_one_gateway_does_the_other_knows() -> Result<()> {
     let mut house = House::start().await?;
     let [first, second] = &house.gateways[..] else { unreachable!() };

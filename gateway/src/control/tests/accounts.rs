@@ -4,6 +4,7 @@ use futures_util::future::join_all;
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
 
 use super::{Api, get, json, request};
+use crate::control::tokens;
 
 #[tokio::test]
 async fn register_and_log_in() {
@@ -94,6 +95,25 @@ async fn a_refresh_token_works_once() {
     api.check(logout(&fresh), 204, "").await;
     api.check(refresh(&fresh), 401, "unauthorized").await;
     api.check(refresh(&other), 200, "").await;
+}
+
+#[tokio::test]
+async fn a_session_that_ends_at_another_gateway_ends_here() {
+    let api = Api::start().await;
+    api.user("ada@example.com").await;
+    let login = r#"{"email":"ada@example.com","password":"correct horse"}"#;
+    let log_in = async || api.check(json("/api/auth/login", login), 200, "").await.json();
+    let (left, other) = (log_in().await, log_in().await);
+    let feed = api.feed();
+    let check = async |tokens: &serde_json::Value, status: u16, part: &str| {
+        feed.catch_up().await.unwrap();
+        api.check(get("/api/auth/me", tokens["accessToken"].as_str().unwrap()), status, part).await;
+    };
+    check(&left, 200, "ada").await;
+    let hash = tokens::hash(left["refreshToken"].as_str().unwrap());
+    assert!(api.state.store.revoke_refresh_token(hash, 60).await.unwrap());
+    check(&left, 401, "log in again").await;
+    check(&other, 200, "ada").await;
 }
 
 #[tokio::test]

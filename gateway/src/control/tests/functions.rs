@@ -184,9 +184,7 @@ async fn routes_that_lag_behind_are_caught_up() {
     let api = Api::start().await;
     let (ada, _) = api.user("ada@example.com").await;
     api.function(ada, "a").await;
-    let metrics = crate::metrics::Metrics::register(&prometheus::Registry::new()).unwrap();
-    let feed = crate::feed::Feed::new(&api.state.routes, &api.state.fleet, None, &api.state.store, &metrics);
-    let feed = tokio::spawn(Arc::new(feed).run(api.state.stop.clone()));
+    let feed = tokio::spawn(Arc::new(api.feed()).run(api.state.stop.clone()));
     until("it serves", || api.state.routes.now().by_path("ada", "a").is_some()).await;
     api.state.stop.cancel();
     tokio::time::timeout(std::time::Duration::from_secs(20), feed).await.unwrap().unwrap();

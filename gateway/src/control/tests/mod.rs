@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use clap::Parser as _;
-use common::ids::UserId;
+use common::ids::{SessionId, UserId};
 use common::settings::MIB;
 use http::header::{AUTHORIZATION, CONTENT_TYPE};
 use http::{HeaderMap, Method, Request, StatusCode};
@@ -25,6 +25,7 @@ use tower::ServiceExt as _;
 
 use super::*;
 use crate::config::Secrets;
+use crate::feed::Feed;
 use crate::fleet::calls::Calls;
 use crate::fleet::link::Link;
 use crate::fleet::reception::Reception;
@@ -71,7 +72,7 @@ impl Api {
         let registry = Registry::new();
         let store = store::open(&StoreArgs::default(), directory.path()).await.unwrap();
         let artifacts = Artifacts::open(directory.path().join("artifacts")).unwrap();
-        let routes = Arc::new(Routes::new());
+        let (routes, sessions) = (Arc::new(Routes::new()), Arc::<EndedSessions>::default());
         let fleet = Fleet::new(Handle::current(), Arc::new(crate::metrics::Metrics::register(&registry).unwrap()));
         let link = Link::bind(&directory.path().join(SOCKET)).unwrap();
         let runtimes = Arc::new(Runtimes::load(None).unwrap());
@@ -86,6 +87,7 @@ impl Api {
         let reception = Arc::new(Reception::new(fleet.clone(), Arc::new(calls)));
         let link = tokio::spawn(link.run(reception, CancellationToken::new()));
         let stop = CancellationToken::new();
+        let secrets = Secrets { current: "a secret of tests, long enough for HS256".to_owned(), previous: None };
         let parts = Parts {
             gateway: GatewayId::new(),
             store,
@@ -93,19 +95,24 @@ impl Api {
             runtimes,
             ceilings: settings.ceilings,
             caps: Caps { max_archive_mb: MAX_ARCHIVE_MB, ..Caps::default() },
-            identity: Arc::new(Identity::new(&Secrets {
-                current: "a secret of tests, long enough for HS256".to_owned(),
-                previous: None,
-            })),
+            identity: Arc::new(Identity::new(&secrets, Arc::clone(&sessions))),
             fleet,
             enrolment: None,
             routes,
+            sessions,
             tasks: TaskTracker::new(),
             close: stop.child_token(),
             stop,
         };
         let state = State::start(settings.control, parts, &registry).unwrap();
         Self { router: router(Arc::clone(&state)), state, directory, _link: AbortOnDropHandle::new(link) }
+    }
+
+    /// Who keeps its pictures level with the database.
+    fn feed(&self) -> Feed {
+        let State { routes, sessions, fleet, store, .. } = &*self.state;
+        let metrics = crate::metrics::Metrics::register(&Registry::new()).unwrap();
+        Feed::new(routes, sessions, fleet, None, store, &metrics)
     }
 
     async fn call(&self, request: Request<Body>) -> Answer {
@@ -234,7 +241,7 @@ async fn who_needs_a_token() {
     }
     api.check(delete("/api/functions/x", ""), 401, "unauthorized").await;
     api.check(request(Method::POST, "/api/functions/deploy", ""), 401, "unauthorized").await;
-    let expired = api.state.identity.issue(UserId::new(), std::time::Duration::ZERO);
+    let expired = api.state.identity.issue(UserId::new(), SessionId::new(), std::time::Duration::ZERO);
     // Seconds that clocks may differ by are given; the identity's own tests have what is beyond.
     api.check(get("/api/auth/me", &expired), 401, "the account behind this token is gone").await;
     let large = "x".repeat(MIB);
