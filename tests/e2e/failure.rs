@@ -39,16 +39,16 @@ struct Load {
     is_over: AtomicBool,
 }
 
-/// A function that takes a moment, and is kept warm on two nodes.
+/// A function that takes a moment, is kept warm on two nodes, and may be called by all callers at once.
 fn file() -> Vec<u8> {
     let source = "sleep 0.03\nprintf '{\"body\":\"done\"}' >/result.json\n";
-    archive(&[("main.sh", source), ("dartcloud.toml", "access = \"public\"\nmin_warm = 2\n")])
+    archive(&[("main.sh", source), ("dartcloud.toml", "access = \"public\"\nconcurrency = 20\nmin_warm = 2\n")])
 }
 
 fn server() -> Vec<u8> {
     let source = "require('http').createServer((_, answer) => setTimeout(() => answer.end('done'), 30))\
                   .listen(process.env.PORT);";
-    let manifest = "contract = \"http\"\naccess = \"public\"\nmin_warm = 2\n";
+    let manifest = "contract = \"http\"\naccess = \"public\"\nconcurrency = 20\nmin_warm = 2\n";
     archive(&[("index.js", source), ("dartcloud.toml", manifest)])
 }
 
