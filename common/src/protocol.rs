@@ -4,8 +4,8 @@
 //!
 //! - [`Kind::Control`]: length-prefixed JSON frames both ways ([`AgentMessage`], [`GatewayMessage`]).
 //! - [`Kind::Work`]: HTTP/1.1 on which the *gateway* is the client. A request bears [`ORDER`]: an invocation is
-//!   the client's request with the headers below; a build is a `POST` of a [`DeploymentSpec`] answered by lines
-//!   of [`BuildEvent`].
+//!   the client's request with the headers below; a build is a `POST` of a
+//!   [`DeploymentSpec`](crate::function::DeploymentSpec) answered by lines of [`BuildEvent`].
 //! - [`Kind::Calls`]: HTTP/1.1 on which the *agent* is the client: archives, builds, deployments, records, and its
 //!   own certificate (see [`calls`]).
 //! - [`Kind::Join`]: one frame each way, [`JoinRequest`] and [`JoinAnswer`].
@@ -18,9 +18,10 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
-use crate::function::DeploymentSpec;
 use crate::ids::{DeploymentId, NodeId};
 use crate::labels::Labels;
+
+pub mod calls;
 
 /// The protocol's version. A gateway takes this one and the one before.
 pub const VERSION: u32 = 1;
@@ -307,57 +308,6 @@ pub enum BuildEvent {
     },
 }
 
-/// Paths of the requests that an agent makes on a [`Kind::Calls`] connection.
-pub mod calls {
-    use crate::digest::Digest;
-    use crate::ids::{DeploymentId, HolderId};
-
-    /// `GET`: the archive's bytes.
-    pub const ARCHIVES: &str = "/archives/";
-    /// `GET`, `PUT`: a build as a `tar.gz`. `GET` is 404 when no node has stored it.
-    pub const BUILDS: &str = "/builds/";
-    /// `GET`: a [`DeploymentSpec`](crate::function::DeploymentSpec) as JSON; 404 when nothing serves it.
-    pub const DEPLOYMENTS: &str = "/deployments/";
-    /// `POST`: a JSON array of [`Record`](crate::invocation::Record)s; 204 when the store has them all.
-    pub const RECORDS: &str = "/records";
-    /// `PUT`: the right to build from an archive, or its renewal; 204 when it is the holder's for [`CLAIM_SECONDS`], 409 while
-    /// it is another's. `DELETE` ends it. An older gateway knows of no such right.
-    pub const CLAIMS: &str = "/claims/";
-    /// How long a claim lasts that nobody renews, in seconds.
-    pub const CLAIM_SECONDS: u32 = 60;
-    /// `GET`: the gateway's time, RFC 3339.
-    pub const CLOCK: &str = "/clock";
-    /// `POST`: a [`Renewal`](super::Renewal), answered by a [`Credential`](super::Credential).
-    pub const CERTIFICATE: &str = "/certificate";
-
-    /// The path of an archive.
-    #[must_use]
-    pub fn archive(digest: Digest) -> String {
-        format!("{ARCHIVES}{digest}")
-    }
-
-    /// The path of a build.
-    #[must_use]
-    pub fn build(digest: Digest) -> String {
-        format!("{BUILDS}{digest}")
-    }
-
-    /// The path of a holder's right to build from an archive.
-    #[must_use]
-    pub fn claim(archive: Digest, holder: HolderId) -> String {
-        format!("{CLAIMS}{archive}/{holder}")
-    }
-
-    /// The path of a deployment.
-    #[must_use]
-    pub fn deployment(id: DeploymentId) -> String {
-        format!("{DEPLOYMENTS}{id}")
-    }
-}
-
-/// The body of a build's `POST`.
-pub type BuildOrder = DeploymentSpec;
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -376,7 +326,7 @@ mod tests {
             r#"{"type":"heartbeat","busy":1,"warm":[],"memory_total_mb":2,"memory_used_mb":1,"spooled_records":0}"#;
         let AgentMessage::Heartbeat(state) = serde_json::from_str(older).unwrap() else { unreachable!() };
         let said = (&state.kept, state.memory_idle_mb, state.cpus, &state.several, state.tells);
-        assert_eq!(said, (&None, None, None, &None, None));
+        assert_eq!((said, state.engine_answers), ((&None, None, None, &None, None), None));
         let hello = format!(r#"{{"protocol":1,"node":"{}","kind":"work"}}"#, NodeId::new());
         assert_eq!(serde_json::from_str::<Hello>(&hello).unwrap().epoch, 0);
         assert!(serde_json::from_str::<Renewal>(r#"{"request":"AAAA"}"#).unwrap().trusts.is_empty());

@@ -1,8 +1,9 @@
 //! Which node gets a call, a build, a sandbox that is kept warm: a pure choice between what is known of the nodes.
 //!
 //! Each function ranks all nodes, by rendezvous hashing weighted with their memory, so its ranking stays when other
-//! nodes come and go. Of the first [`RANKED`] it gets one whose Engine answers, or has it warm; of those one that carries
-//! no more than its share, by its CPUs; of those one that has the version warm, else one whose memory has room for it, else one that has its build; of those the first.
+//! nodes come and go. Of the first [`RANKED`] it gets one whose Engine answers, or has it warm; of those one that
+//! carries no more than its share, by its CPUs; of those one that has the version warm, else one whose memory has room
+//! for it, else one that has its build; of those the first.
 
 use std::collections::HashSet;
 use std::sync::Arc;
