@@ -106,8 +106,8 @@ impl Feed {
     pub(crate) async fn catch_up(&self) -> Result<(), store::Error> {
         let changes = self.store.changes().await?;
         self.sessions.catch_up(&*self.store, changes.sessions).await?;
-        let gone = self.routes.catch_up(&*self.store, changes.routes).await?;
-        self.fleet.retire(&gone);
+        let left_out = self.routes.catch_up(&*self.store, changes.routes).await?;
+        self.fleet.let_go(&left_out);
         if let Some(enrolment) = &self.enrolment {
             enrolment.catch_up(&self.fleet, changes.authority).await?;
         }

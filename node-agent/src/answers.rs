@@ -65,7 +65,7 @@ pub(crate) struct Asked {
 pub(crate) enum Claim {
     /// It is the first: it runs.
     First(Turn),
-    /// It ran before, under this id, and this was its answer; `None` where that is lost.
+    /// It ran before, under this id, and this was its answer; `None` where that is lost, or cannot be read.
     Repeat(InvocationId, Option<Response<Bytes>>),
     /// The key came with another request before.
     Reused,
@@ -168,11 +168,15 @@ impl Answers {
             if known.print != asked.print {
                 return Ok(Look::Settled(Claim::Reused));
             }
+            let first = known.id;
             // Open, it stays whole even if it has to make room meanwhile.
-            let file = File::open(path)?;
+            let file = File::open(path);
             drop(state);
-            let (head, answer) = file::read(file)?;
-            return Ok(Look::Settled(Claim::Repeat(head.id, answer)));
+            let answer = file.and_then(file::read).unwrap_or_else(|error| {
+                tracing::error!(%error, request_id = %first, "a kept answer could not be read");
+                None
+            });
+            return Ok(Look::Settled(Claim::Repeat(first, answer)));
         }
         let head = Head { function: asked.function, print: asked.print, id: asked.id, began_ms: now };
         let length = file::begin(&path, &head)?;
@@ -300,7 +304,7 @@ impl Drop for Turn {
 }
 
 fn entry(head: &Head, bytes: u64) -> Entry {
-    Entry { print: head.print, function: head.function, began_ms: head.began_ms, bytes }
+    Entry { print: head.print, function: head.function, id: head.id, began_ms: head.began_ms, bytes }
 }
 
 fn now_ms() -> u64 {

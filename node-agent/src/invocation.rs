@@ -28,7 +28,7 @@ use crate::build::Builds;
 use crate::deployments::{Deployments, LookupError};
 use crate::link::AnswerBody;
 use crate::metrics::Metrics;
-use crate::sandbox::{Exit, Lease, Sandboxes};
+use crate::sandbox::{Exit, How, Lease, Sandboxes};
 use crate::server::Servers;
 use crate::spool::Spool;
 
@@ -51,6 +51,7 @@ pub(crate) use answer::whole;
 use answer::{refusal, respond};
 pub(crate) use bodies::BodiesArgs;
 use bodies::{Bodies, NoRoom, Room};
+use entire::Entire;
 pub(crate) use order::Form;
 use order::Order;
 pub(crate) use phases::PhaseMetrics;
@@ -63,6 +64,9 @@ use streamed::Arrival;
 
 /// How long a request's body may take; the gateway has its own, shorter patience with clients.
 const BODY_DEADLINE: Duration = Duration::from_secs(300);
+
+/// How long the body of a request is read that is refused before.
+const REFUSED_BODY: Duration = Duration::from_secs(3);
 
 /// What invocations need.
 pub(crate) struct Parts {
@@ -90,6 +94,7 @@ pub(crate) struct Invocations {
 /// A call whose request was read.
 struct Call {
     order: Order,
+    spec: Arc<DeploymentSpec>,
     handed: Handed,
     room: Room,
     arrived: DateTime<Utc>,
@@ -99,6 +104,8 @@ struct Call {
 /// What a call came to, its record written.
 struct Done {
     outcome: Outcome,
+    /// Whether the function had its chance to see the call.
+    is_handed_over: bool,
     answer: Result<Reply, PublicError>,
     phases: Phases,
 }
@@ -136,9 +143,13 @@ impl Invocations {
         request: Request<Incoming>,
         arrival: Arrival,
     ) -> Response<AnswerBody> {
-        // A deployment that cannot be had is told of when the call runs.
-        let Ok(spec) = self.parts.deployments.get(order.deployment).await else {
-            return self.answer_by_files(order, request, arrival).await.map(whole);
+        let spec = match self.parts.deployments.get(order.deployment).await {
+            Ok(spec) => spec,
+            Err(error) => {
+                // So that the refusal reaches a gateway that is still sending.
+                drop(timeout(REFUSED_BODY, self.read(request.into_body())).await);
+                return refusal(&unknown(&error), &order.id.to_string(), None).map(whole);
+            }
         };
         match stale::Wish::of(&order, &spec, &request) {
             Some(wish) => stale::answer(self, wish, order, spec, request, arrival).await,
@@ -155,19 +166,20 @@ impl Invocations {
     ) -> Response<AnswerBody> {
         match spec.contract {
             Contract::Http { .. } => streamed::answer(self, order, spec, request, arrival).await,
-            Contract::File => self.answer_by_files(order, request, arrival).await.map(whole),
+            Contract::File => self.answer_by_files(order, spec, request, arrival).await.map(whole),
         }
     }
 
     async fn answer_by_files(
         self: &Arc<Self>,
         order: Order,
+        spec: Arc<DeploymentSpec>,
         request: Request<Incoming>,
         arrival: Arrival,
     ) -> Response<Bytes> {
         let (head, body) = request.into_parts();
         match self.read(body).await {
-            Ok((body, room)) => self.run_by_files(order, &head, body, room, arrival).await,
+            Ok((body, room)) => self.run_by_files(Entire { order, spec, head, body, room, arrival }).await,
             Err(error) => self.unreadable(&error, order.id),
         }
     }
@@ -188,17 +200,11 @@ impl Invocations {
         refusal(error, &id.to_string(), Some(Outcome::BadRequest))
     }
 
-    async fn run_by_files(
-        self: &Arc<Self>,
-        order: Order,
-        head: &http_request::Parts,
-        body: Bytes,
-        mut room: Room,
-        (clock, arrived): Arrival,
-    ) -> Response<Bytes> {
+    async fn run_by_files(self: &Arc<Self>, call: Entire) -> Response<Bytes> {
+        let Entire { order, spec, head, body, mut room, arrival: (clock, arrived) } = call;
         let id = order.id;
         // What the function gets may be several times as large.
-        let fitted = hand(head, &body, &order, arrived).and_then(|handed| match room.fit(handed.json.len()) {
+        let fitted = hand(&head, &body, &order, arrived).and_then(|handed| match room.fit(handed.json.len()) {
             Ok(()) => Ok(handed),
             Err(full) => Err(full.public()),
         });
@@ -207,7 +213,7 @@ impl Invocations {
             Ok(handed) => handed,
             Err(error) => return self.unreadable(&error, id),
         };
-        let call = Call { order, handed, room, arrived, clock };
+        let call = Call { order, spec, handed, room, arrived, clock };
         let invocations = Arc::clone(self);
         let span = tracing::info_span!("invocation", request_id = %id);
         let run = self.tasks.spawn(async move { invocations.run(call).await }.instrument(span));
@@ -231,9 +237,8 @@ impl Invocations {
 
     async fn run(self: Arc<Self>, call: Call) -> Result<Done, PublicError> {
         let read = Instant::now();
-        let spec = self.parts.deployments.get(call.order.deployment).await.map_err(|error| unknown(&error))?;
         let (id, form, clock) = (call.order.id, call.order.form, call.clock);
-        let (Handed { json, info }, _room) = (call.handed, call.room);
+        let (Handed { json, info }, spec, _room) = (call.handed, call.spec, call.room);
         let phases = call.order.phases;
         let mut begun = Begun { id, node: self.parts.node, spec: &spec, info, arrived: call.arrived, phases };
         let mut lease = match self.lease(&spec, id).await {
@@ -262,7 +267,8 @@ impl Invocations {
         self.keep(&record, took)?;
         let Verdict { outcome, answer, .. } = verdict;
         let answer = answer.map(|reply| Reply { body: room.around(reply.body), ..reply });
-        Ok(Done { outcome, answer, phases: record.phases })
+        let is_handed_over = !matches!(exit.how, How::SpawnFailed(_));
+        Ok(Done { outcome, is_handed_over, answer, phases: record.phases })
     }
 
     async fn lease(&self, spec: &Arc<DeploymentSpec>, id: InvocationId) -> Result<Lease, (Outcome, ExecutionError)> {
@@ -296,7 +302,8 @@ impl Invocations {
         };
         let record = record::of_failure(begun, outcome, failure, took);
         self.keep(&record, took)?;
-        Ok(Done { outcome, answer: Err(public), phases: record.phases })
+        let is_handed_over = !matches!(outcome, Outcome::NoSandbox | Outcome::Unstartable);
+        Ok(Done { outcome, is_handed_over, answer: Err(public), phases: record.phases })
     }
 
     /// Writes the record to the spool. Without that there is no answer: who got one must find its record.

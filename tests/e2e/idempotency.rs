@@ -96,6 +96,22 @@ async fn a_call_with_a_key_runs_once() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_key_whose_function_did_not_start_is_free_again() -> Result<()> {
+    let user = shared().await?.user().await?;
+    let works = "#!/bin/sh\nprintf '{\"body\":1}' >/result.json";
+    let unspawned = ("unspawned", "", "#!/no/such/interpreter\n");
+    let ends_early = ("ends-early", "contract = \"http\"\n", "#!/bin/sh\nexit 3\n");
+    for (name, manifest, broken) in [unspawned, ends_early] {
+        let path = format!("/f/{}/{name}", user.handle);
+        user.deploy(name, archive(&[("main*", broken), ("dartcloud.toml", manifest)])).await?.expect(201)?;
+        call(&user, &path, "k", &json!({})).await?.expect_error(502, "function_crashed")?;
+        user.deploy(name, archive(&[("main*", works)])).await?.expect(200)?;
+        call(&user, &path, "k", &json!({})).await?.expect(200)?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_key_is_of_one_caller() -> Result<()> {
     let platform = shared().await?;
     let (ann, bob) = (platform.user().await?, platform.user().await?);

@@ -129,8 +129,8 @@ pub(crate) async fn reload_routes(state: &State) -> Result<(), Failure> {
     let mut pause = RELOAD_PAUSE;
     for _ in 1..RELOADS {
         match state.routes.reload(state.store.as_ref()).await {
-            Ok(gone) => {
-                state.fleet.retire(&gone);
+            Ok(left_out) => {
+                state.fleet.let_go(&left_out);
                 return Ok(());
             }
             Err(error) => tracing::warn!(%error, "the routes could not be reloaded: trying again"),
@@ -138,7 +138,7 @@ pub(crate) async fn reload_routes(state: &State) -> Result<(), Failure> {
         tokio::time::sleep(pause).await;
         pause *= 2;
     }
-    let gone = state.routes.reload(state.store.as_ref()).await?;
-    state.fleet.retire(&gone);
+    let left_out = state.routes.reload(state.store.as_ref()).await?;
+    state.fleet.let_go(&left_out);
     Ok(())
 }

@@ -24,6 +24,7 @@ use super::error::Failure;
 use super::functions::{self, reload_routes};
 use super::lanes::LanePlace;
 use super::plan::Plan;
+use crate::edge::routes::LeftOut;
 use crate::fleet::NoNode;
 
 /// How long a deploy that is under way may go on once the gateway stops.
@@ -114,7 +115,9 @@ impl Release {
         }
         // Another gateway may have activated a later version meanwhile; then ours is the one that nobody needs.
         if function.active.as_ref().is_none_or(|active| active.spec.deployment != deployment) {
-            state.fleet.retire(&[deployment]);
+            let on_its_way = state.routes.now().by_deployment(deployment).is_some();
+            let forgotten = if on_its_way { Vec::new() } else { vec![deployment] };
+            state.fleet.let_go(&LeftOut { retired: vec![deployment], forgotten });
         }
         Ok(released(function, pending, built, &base, plan.messages))
     }

@@ -95,6 +95,8 @@ pub(crate) async fn forward(
         let lease = if attempts > ATTEMPTS { None } else { fleet.connection(&link).await };
         let Some(mut lease) = lease else {
             let Some((other, seat)) = may_move.then(|| fleet.elsewhere(&route.spec, &link)).flatten() else {
+                drop(permit);
+                discard(request.into_body()).await;
                 return Err(PublicError::new(Code::NoNode, "no node can take the call now: try again in a moment"));
             };
             if let Some(permit) = &mut permit {
@@ -131,6 +133,13 @@ pub(crate) async fn forward(
                 return Err(error);
             }
         }
+    }
+}
+
+/// Takes in what of a refused call's body is still on its way, so that the refusal reaches its client.
+pub(super) async fn discard(body: Payload) {
+    if let Either::Left(body) = body {
+        body.discard().await;
     }
 }
 

@@ -18,6 +18,7 @@ use hyper::upgrade::OnUpgrade;
 use tokio_util::task::TaskTracker;
 
 use crate::fleet::Fleet;
+use crate::fleet::stock::NodeLink;
 use crate::metrics::{Kind, Metrics};
 
 pub(crate) mod body;
@@ -50,7 +51,7 @@ use body_room::BodyRoom;
 use control_call::ControlCalls;
 use forward::Invocation;
 use identity::{Denied, Identity};
-use limits::{Client, Limits};
+use limits::{Client, Limits, Permit};
 use peer::Peer;
 use receipt::{Answer, Receipt};
 use routes::{Route, Routes, Target};
@@ -263,16 +264,12 @@ impl Edge {
         receipt: &mut Receipt<'_>,
     ) -> Result<Answer, PublicError> {
         let Call { route, target, form, streaming, once, client } = call;
-        let limit = route.spec.limits.concurrency;
-        let busy = || {
-            let sentence = format!("the function has {limit} calls under way, which is its limit: try again");
-            PublicError::new(Code::ConcurrencyLimited, sentence)
-        };
         // Before its body is asked for, and again when it is here.
+        let limit = route.spec.limits.concurrency;
         if route.admission.is_full(limit) {
             receipt.watch.refused();
             body.discard().await;
-            return Err(busy());
+            return Err(busy(limit));
         }
         receipt.watch.admitted();
         let body = match &streaming {
@@ -284,24 +281,43 @@ impl Edge {
             // sends slowly holds nothing that others need.
             None => Either::Right(Full::new(self.room.gather(client, body).await?)),
         };
-        let (slot, limit_here) = match &self.limits.shared {
-            None => (None, limit),
-            Some(shared) => shared.hold(&route).await.ok_or_else(busy)?,
+        let (link, permit) = match self.seat(&route, once.as_deref()).await {
+            Ok(seated) => seated,
+            Err(refused) => {
+                receipt.watch.refused();
+                forward::discard(body).await;
+                return Err(refused);
+            }
         };
-        let mut permit = route.admission.admit(limit_here).ok_or_else(busy)?;
-        permit.fill(slot);
-        let placed = match &once {
-            None => self.fleet.placed(&route.spec).await,
-            Some(key) => self.fleet.home(key, &route.spec).await,
-        };
-        let Some((link, seat)) = placed else {
-            return Err(PublicError::new(Code::NoNode, self.fleet.refusal(&route.spec, once.as_deref()).to_string()));
-        };
-        permit.sit(seat);
         let (id, so_far) = (receipt.id_text.clone(), receipt.watch.so_far());
         let invocation = Invocation { route, parts, body, target, form, id, once, so_far, permit, streaming };
         forward::forward(&self.fleet, &self.tasks, link, invocation).await.map(Answer::Node)
     }
+
+    /// A place among the function's calls, and one on a node.
+    async fn seat(&self, route: &Arc<Route>, once: Option<&Digest>) -> Result<(Arc<NodeLink>, Permit), PublicError> {
+        let limit = route.spec.limits.concurrency;
+        let (slot, limit_here) = match &self.limits.shared {
+            None => (None, limit),
+            Some(shared) => shared.hold(route).await.ok_or_else(|| busy(limit))?,
+        };
+        let mut permit = route.admission.admit(limit_here).ok_or_else(|| busy(limit))?;
+        permit.fill(slot);
+        let placed = match once {
+            None => self.fleet.placed(&route.spec).await,
+            Some(key) => self.fleet.home(key, &route.spec).await,
+        };
+        let Some((link, seat)) = placed else {
+            return Err(PublicError::new(Code::NoNode, self.fleet.refusal(&route.spec, once).to_string()));
+        };
+        permit.sit(seat);
+        Ok((link, permit))
+    }
+}
+
+fn busy(limit: u32) -> PublicError {
+    let sentence = format!("the function has {limit} calls under way, which is its limit: try again");
+    PublicError::new(Code::ConcurrencyLimited, sentence)
 }
 
 enum Decision {

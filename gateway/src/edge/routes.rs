@@ -42,6 +42,15 @@ pub(crate) struct Route {
     pub(crate) admission: Arc<Admission>,
 }
 
+/// What a new table leaves out of the one before.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct LeftOut {
+    /// Versions that served and serve no more: they get no new calls.
+    pub(crate) retired: Vec<DeploymentId>,
+    /// Versions that no call is on its way to any more.
+    pub(crate) forgotten: Vec<DeploymentId>,
+}
+
 type Names = HashMap<Box<str>, Arc<Route>>;
 
 /// One picture of all that serves.
@@ -67,12 +76,12 @@ impl Routes {
         }
     }
 
-    /// Reads the store and swaps the table. Functions keep their admission counters. The versions that served before and
-    /// serve no more, each told once.
+    /// Reads the store and swaps the table. Functions keep their admission counters. What the table before had and this one
+    /// has not, each told once.
     ///
     /// # Errors
     /// The store does not answer; the table stays as it was.
-    pub(crate) async fn reload(&self, store: &dyn Store) -> Result<Vec<DeploymentId>, store::Error> {
+    pub(crate) async fn reload(&self, store: &dyn Store) -> Result<LeftOut, store::Error> {
         self.read(&mut *self.reloading.lock().await, store).await
     }
 
@@ -80,23 +89,23 @@ impl Routes {
     ///
     /// # Errors
     /// The store does not answer; the table stays as it was.
-    pub(crate) async fn catch_up(&self, store: &dyn Store, number: i64) -> Result<Vec<DeploymentId>, store::Error> {
+    pub(crate) async fn catch_up(&self, store: &dyn Store, number: i64) -> Result<LeftOut, store::Error> {
         let mut turn = self.reloading.lock().await;
-        if *turn == Some(number) { Ok(Vec::new()) } else { self.read(&mut turn, store).await }
+        if *turn == Some(number) { Ok(LeftOut::default()) } else { self.read(&mut turn, store).await }
     }
 
-    async fn read(&self, turn: &mut Option<i64>, store: &dyn Store) -> Result<Vec<DeploymentId>, store::Error> {
+    async fn read(&self, turn: &mut Option<i64>, store: &dyn Store) -> Result<LeftOut, store::Error> {
         // Before the table, which may be newer than its number, but never older.
         let number = store.changes().await?.routes;
         let serving = store.serving().await?;
         let before = self.table.load_full();
         let table = Table::of(serving, &before);
-        let gone = before.deployments.keys().filter(|id| !table.serves(**id)).copied().collect();
+        let left_out = table.leaves_out(&before);
         tracing::debug!(functions = table.functions.len(), "routes reloaded");
         self.table.store(Arc::new(table));
         *turn = Some(number);
         self.swapped.notify_waiters();
-        Ok(gone)
+        Ok(left_out)
     }
 
     /// Waits for the next table, from this call on.
@@ -150,6 +159,15 @@ impl Table {
             table.functions.insert(function.id, route);
         }
         table
+    }
+
+    /// What it has not that `before` has.
+    fn leaves_out(&self, before: &Self) -> LeftOut {
+        let known = before.deployments.keys().chain(before.replaced.keys());
+        LeftOut {
+            retired: before.deployments.keys().filter(|id| !self.serves(**id)).copied().collect(),
+            forgotten: known.filter(|id| self.by_deployment(**id).is_none()).copied().collect(),
+        }
     }
 
     /// The function at `/f/{handle}/{name}`.
@@ -320,7 +338,8 @@ mod tests {
         let mut check = |hers: &[Function], known: [bool; 3], serves: [bool; 3]| {
             // Twice: a reload for another function's sake changes nothing.
             for _ in 0..2 {
-                table = Table::of(hers.to_vec(), &table);
+                let next = Table::of(hers.to_vec(), &table);
+                let before = std::mem::replace(&mut table, next);
                 versions.extend(hers.first().map(|hers| hers.active.as_ref().unwrap().spec.deployment));
                 versions.dedup();
                 let (mut found, mut serving) = ([false; 3], [false; 3]);
@@ -329,6 +348,13 @@ mod tests {
                     serving[place] = table.serves(*id);
                 }
                 assert_eq!((found, serving), (known, serves));
+                let left_out = table.leaves_out(&before);
+                let is_in = |ids: &[DeploymentId]| versions.iter().map(|id| ids.contains(id)).collect::<Vec<_>>();
+                let was = |table: fn(&Table, DeploymentId) -> bool, now: [bool; 3]| {
+                    versions.iter().zip(now).map(|(id, now)| table(&before, *id) && !now).collect::<Vec<_>>()
+                };
+                assert_eq!(is_in(&left_out.retired), was(Table::serves, serves));
+                assert_eq!(is_in(&left_out.forgotten), was(|table, id| table.by_deployment(id).is_some(), known));
             }
         };
         check(&[hers.clone()], [true, false, false], [true, false, false]);

@@ -2,7 +2,7 @@
 //! we never dial them.
 
 use std::cell::{OnceCell, RefCell};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,6 +19,7 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::timeout;
 
 use crate::edge::placement::{Load, Rankings, Seat, Wanted};
+use crate::edge::routes::LeftOut;
 use crate::hand_over::PredecessorClient;
 use crate::metrics::Metrics;
 
@@ -286,15 +287,21 @@ impl Fleet {
         build::order(self, spec).await
     }
 
-    /// Tells every node that these deployments get no more calls.
-    pub(crate) fn retire(&self, deployments: &[DeploymentId]) {
-        if deployments.is_empty() {
+    /// Tells every node which versions get no more calls. One that a call may be on its way to, its nodes may still ask
+    /// for.
+    pub(crate) fn let_go(&self, LeftOut { retired, forgotten }: &LeftOut) {
+        if !forgotten.is_empty() {
+            lock(&self.0.passes).values().for_each(|pass| pass.forget(forgotten));
+        }
+        // What is forgotten, a late call may have brought back there.
+        let over: BTreeSet<_> = retired.iter().chain(forgotten).copied().collect();
+        if over.is_empty() {
             return;
         }
-        lock(&self.0.passes).values().for_each(|pass| pass.retire(deployments));
+        let deployments = Vec::from_iter(over);
         for node in lock(&self.0.nodes).values() {
             let Some(control) = &node.control else { continue };
-            let order = GatewayMessage::Retire { deployments: deployments.to_vec() };
+            let order = GatewayMessage::Retire { deployments: deployments.clone() };
             if control.orders.try_send(order).is_err() {
                 // When it registers again, it is told what nobody wants.
                 tracing::warn!(node = %node.link.node, "the node takes no orders");

@@ -44,8 +44,8 @@ impl Pass {
         self.placed.load().iter().any(is_so)
     }
 
-    /// Forgets versions that get no more calls.
-    pub(crate) fn retire(&self, deployments: &[DeploymentId]) {
+    /// Forgets versions that no call is on its way to any more.
+    pub(crate) fn forget(&self, deployments: &[DeploymentId]) {
         if deployments.iter().any(|id| self.has(*id)) {
             self.placed.rcu(|placed| {
                 let mut placed = HashSet::clone(placed);

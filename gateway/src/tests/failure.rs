@@ -133,3 +133,18 @@ async fn a_node_that_loses_calls_is_ejected() {
     assert!(house.metrics().contains("dartcloud_gateway_ejections_total 1\n"));
     house.stopped().await;
 }
+
+#[tokio::test]
+async fn a_refusal_reaches_who_still_uploads() {
+    let (house, node) = House::with_node(&[]).await;
+    let (handle, token) = house.user("ann@example.com").await;
+    house.deploy(&token, "hello", r#"{"contract":"http","access":"public"}"#).await;
+    node.cut.cancel();
+    house.until_nodes(0).await;
+    // More than the sockets between here and there hold.
+    let body = vec![b'x'; 16 << 20];
+    let head = format!("POST /f/{handle}/hello HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", body.len());
+    let answer = house.raw(&[head.as_bytes(), &body].concat()).await;
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    house.stopped().await;
+}

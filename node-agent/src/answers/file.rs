@@ -52,12 +52,11 @@ pub(super) fn end(path: &Path, at: u64, answer: &Response<Bytes>) -> io::Result<
     Ok(bytes.len() as u64)
 }
 
-/// What a file holds.
-pub(super) fn read(mut file: File) -> io::Result<(Head, Option<Response<Bytes>>)> {
+/// The answer that a file holds.
+pub(super) fn read(mut file: File) -> io::Result<Option<Response<Bytes>>> {
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes)?;
-    let (head, length) = parse_head(&bytes).ok_or_else(|| io::Error::other("a kept answer is damaged"))?;
-    Ok((head, decode(&bytes[length..])))
+    Ok(parse_head(&bytes).and_then(|(_, length)| decode(&bytes[length..])))
 }
 
 /// What is in `directory`, the oldest first, with each file's length. What is no answer is removed.

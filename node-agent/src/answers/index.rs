@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use common::digest::Digest;
-use common::ids::FunctionId;
+use common::ids::{FunctionId, InvocationId};
 
 /// What a file takes on disk is a multiple of this, in bytes. It also bounds how many there are.
 const BLOCK_BYTES: u64 = 4096;
@@ -21,6 +21,8 @@ pub(super) struct Bounds {
 pub(super) struct Entry {
     pub(super) print: Digest,
     pub(super) function: FunctionId,
+    /// The call that it answers.
+    pub(super) id: InvocationId,
     pub(super) began_ms: u64,
     pub(super) bytes: u64,
 }
@@ -120,7 +122,8 @@ mod tests {
         for (number, (function, blocks)) in inserted.iter().enumerate() {
             let key = Digest::of(&[u8::try_from(number).unwrap()]);
             let (began_ms, bytes) = (number as u64, blocks * BLOCK_BYTES - 1);
-            index.insert(key, Entry { print: key, function: functions[*function], began_ms, bytes });
+            let (function, id) = (functions[*function], InvocationId::new());
+            index.insert(key, Entry { print: key, function, id, began_ms, bytes });
             keys.push(key);
             while index.take_surplus(bounds).is_some() {}
         }
@@ -146,8 +149,8 @@ mod tests {
         let mut index = Index::default();
         let key = |number: u8| Digest::of(&[number]);
         for number in 0..3 {
-            let entry =
-                Entry { print: key(0), function: FunctionId::new(), began_ms: number.into(), bytes: u64::from(number) };
+            let (function, id) = (FunctionId::new(), InvocationId::new());
+            let entry = Entry { print: key(0), function, id, began_ms: number.into(), bytes: u64::from(number) };
             index.insert(key(number), entry);
         }
         assert_eq!([1, 1, 1].map(|limit| index.take_older(limit)), [Some(key(0)), Some(key(1)), None]);

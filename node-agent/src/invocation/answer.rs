@@ -29,10 +29,23 @@ pub(super) fn respond(done: Done, id: InvocationId) -> Response<Bytes> {
         }
         Err(error) => refusal(&error, &id.to_string(), Some(done.outcome)),
     };
+    if !done.is_handed_over {
+        response = never_handed_over(response);
+    }
     if let Some(timing) = phases::header(&done.phases) {
         response.headers_mut().insert(HeaderName::from_static(TIMING), timing);
     }
     response
+}
+
+/// On an answer to a call that its function surely never saw, for whoever keeps answers.
+#[derive(Clone, Copy)]
+pub(super) struct NeverHandedOver;
+
+/// Says so of `answer`.
+pub(super) fn never_handed_over(mut answer: Response<Bytes>) -> Response<Bytes> {
+    answer.extensions_mut().insert(NeverHandedOver);
+    answer
 }
 
 /// An answer's body that is all there.

@@ -11,9 +11,10 @@ use http::{HeaderValue, Request, Response, request as http_request};
 use http_body_util::{BodyExt as _, Full, Limited};
 use serde_json::value::RawValue;
 
+use super::answer::never_handed_over;
 use super::bodies::{NoRoom, Room};
 use super::story::Story;
-use super::streamed::{Arrival, Refused, fail, fault, mark, pace, refused, send, strip, within};
+use super::streamed::{Arrival, Refused, fail, fault, mark, pace, send, strip, within};
 use super::trouble::Trouble;
 use super::{Form, Invocations, Order, panicked, refusal, request};
 
@@ -30,7 +31,7 @@ pub(super) struct Entire {
 /// Answers a call, by whichever contract.
 pub(super) async fn answer(invocations: &Arc<Invocations>, call: Entire) -> Response<Bytes> {
     match call.spec.contract {
-        Contract::File => invocations.run_by_files(call.order, &call.head, call.body, call.room, call.arrival).await,
+        Contract::File => invocations.run_by_files(call).await,
         Contract::Http { .. } => answer_by_server(invocations, call).await,
     }
 }
@@ -70,7 +71,10 @@ fn as_it_is(mut head: http_request::Parts, body: Bytes) -> Request<Bytes> {
 }
 
 async fn run(mut story: Story, request: Request<Bytes>, form: Form) -> Result<Response<Bytes>, Refused> {
-    story.enter().await.map_err(refused)?;
+    if let Err(verdict) = story.enter().await {
+        let refusal = refusal(&verdict.public, &story.id().to_string(), Some(verdict.outcome));
+        return Ok(never_handed_over(refusal));
+    }
     let cap = story.invocations().parts.bodies.response_bytes();
     let pace = pace(story.spec());
     let mut answer_room = story.invocations().held.answer_room();

@@ -14,7 +14,7 @@ use common::protocol::{OUTCOME, TIMING};
 use http::{HeaderName, HeaderValue, Request, Response, StatusCode, request as http_request};
 use hyper::body::Incoming;
 
-use super::answer::ORIGINAL_REQUEST;
+use super::answer::{NeverHandedOver, ORIGINAL_REQUEST};
 use super::entire::{self, Entire};
 use super::streamed::Arrival;
 use super::{Form, Invocations, Order, panicked, refusal, unknown};
@@ -97,6 +97,9 @@ fn print(head: &http_request::Parts, form: Form, body: &[u8]) -> Digest {
 
 /// Whether the function may have run for this answer.
 fn may_have_run(answer: &Response<Bytes>) -> bool {
+    if answer.extensions().get::<NeverHandedOver>().is_some() {
+        return false;
+    }
     let outcome = answer.headers().get(OUTCOME).and_then(|word| Outcome::from_word(word.to_str().ok()?));
     match outcome {
         Some(Outcome::BadRequest | Outcome::NoSandbox | Outcome::Unstartable) => false,
@@ -124,6 +127,7 @@ fn repeated(first: InvocationId, answer: Option<Response<Bytes>>) -> Response<By
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::invocation::answer::never_handed_over;
 
     #[test]
     fn what_surely_did_not_run_is_forgotten() {
@@ -147,6 +151,9 @@ mod tests {
         check(404, None, false);
         // Its record could not be written, after it had run.
         check(500, None, true);
+        // Its program could not be started, or its server did not come to listen.
+        let answer = Response::builder().status(502).header(OUTCOME, Outcome::Crashed.word()).body(Bytes::new());
+        assert!(!may_have_run(&never_handed_over(answer.unwrap())));
     }
 
     #[test]

@@ -60,6 +60,10 @@ impl Story {
         }
     }
 
+    pub(super) fn id(&self) -> InvocationId {
+        self.id
+    }
+
     pub(super) fn spec(&self) -> &DeploymentSpec {
         &self.spec
     }

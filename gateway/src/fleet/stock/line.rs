@@ -34,9 +34,11 @@ impl Line {
         self.sender.is_ready()
     }
 
-    /// Whether no more calls go this way.
+    /// Whether no more calls go this way. The shelf is the node's, whichever link of it this one was dialled for.
     pub(super) fn is_over(&self) -> bool {
-        self.sender.is_closed() || self.era != self.link.era.load(Ordering::Relaxed)
+        self.sender.is_closed()
+            || self.era != self.link.era.load(Ordering::Relaxed)
+            || self.link.left.load(Ordering::Acquire)
     }
 
     /// For a call, once it is ready; `None` when it is not in time.

@@ -115,7 +115,9 @@ async fn a_node_that_is_gone_has_nothing_left() {
         fleet.stocks.forget(&fleet.link);
     });
     assert!(waiting.is_none());
-    drop(busy);
+    // What is under way ends as usual, and its connection serves no other link of the node.
+    call(busy).await;
+    assert_eq!(stock.idle(fleet.link.node), 0);
     fleet.stocks.close().await;
 }
 
