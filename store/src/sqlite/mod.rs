@@ -39,6 +39,10 @@ const FILE: &str = "dartcloud.db";
 
 /// Longest wait for another process that writes.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+/// By how much of the file, in KiB, each connection that reads adds to what all of them together keep in memory: the kernel
+/// keeps the file anyway, and every commit makes a reader read anew. SQLite's default is 2,000
+/// (<https://www.sqlite.org/pragma.html#pragma_cache_size>).
+const READER_CACHE_KIB: u32 = 128;
 /// The pause before a file that is busy is tried again, where SQLite does not wait by itself.
 const BUSY_PAUSE: Duration = Duration::from_millis(20);
 
@@ -54,9 +58,12 @@ pub(crate) async fn open(data_dir: &Path, settings: &StoreArgs) -> Result<Arc<dy
     let options = prepare(data_dir).await?;
     let pool =
         |connections| SqlitePoolOptions::new().max_connections(connections).acquire_timeout(settings.acquire_timeout());
+    let reading = options.clone().pragma("query_only", "on").pragma("cache_size", format!("-{READER_CACHE_KIB}"));
     Ok(Arc::new(Sqlite {
-        writer: pool(1).connect_lazy_with(options.clone()),
-        readers: pool(settings.database_pool_size).connect_lazy_with(options.pragma("query_only", "on")),
+        // Another connection would be another thread, and leave the heap of this one behind. Those of the readers come with
+        // a crowd, and have to go again.
+        writer: pool(1).max_lifetime(None).connect_lazy_with(options),
+        readers: pool(settings.database_pool_size).connect_lazy_with(reading),
     }))
 }
 

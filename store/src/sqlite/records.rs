@@ -15,13 +15,13 @@ use crate::rows::{
 use crate::text::{storable, storable_json};
 use crate::{Error, RecordPage, RecordQuery, RecordedCall};
 
-/// Rows of one statement: with 21 parameters each, far below SQLite's limit of 32,766 parameters.
-const CHUNK: usize = 500;
+/// Rows of one statement. A full chunk's is prepared once, and is kept with its 21 parameters a row, so it is not large; what
+/// is left over is prepared each time, so it is not much.
+const CHUNK: usize = 100;
 
 pub(super) async fn insert(writer: &SqlitePool, records: &[Record]) -> Result<(), Error> {
     let mut tx = begin(writer).await?;
     for chunk in records.chunks(CHUNK) {
-        // A full chunk's statement is prepared once; what is left over is of any length, and not worth keeping.
         insertion(chunk).build().persistent(chunk.len() == CHUNK).execute(&mut *tx).await?;
     }
     Ok(tx.commit().await?)
